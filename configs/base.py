@@ -1,0 +1,151 @@
+"""Every setting once: what it means, its unit, its default and where that comes from.
+
+The other files in this folder are differences from this one. Any key can be set on the command line:
+`--config.optim.learning_rate=1e-5`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config():
+    """Builds the defaults: the paper's settings, no data set."""
+    config = ConfigDict()
+    config.seed = 0
+    config.method = "stpl"  # what adapts: a name in stpl_jax/methods/__init__.py
+    config.compare_with = ("source_only", "bn_statistics")  # rows that --mode=auto runs beside `method`
+    config.steps = placeholder(int)  # if set, every row stops after this many steps; schedules stay
+    config.init_from = placeholder(str)  # source checkpoint: a working directory, a folder of checkpoints, or one of them
+    config.pretrain_from = placeholder(str)  # checkpoint that source training starts from (ImageNet weights, say)
+    config.num_frames = 2  # T, frames that STPL fuses
+    config.clips_per_device = 1  # paper's batch, public code of DA-VSN and TPS
+    config.auxiliary_weight = 0.1  # of the auxiliary classifier in supervised and self-training losses (DA-VSN, TPS)
+    config.cpu_devices = 1  # devices to split the CPU into; used where there is no accelerator
+    config.log_every = 20  # steps
+    config.compilation_cache = True  # keep compiled programs in the working directory, for resumed and repeated runs
+
+    config.data = data = ConfigDict()
+    data.classes = "viper"  # label setting: viper (15 classes) or synthia_seq (12)
+    data.prepared_dir = placeholder(str)  # default: <workdir>/data
+    data.skip_bad = False  # leave out clips with bad files instead of stopping
+    data.flip = True  # mirror clips at random where training has labels
+    data.crop = (0, 0)  # random crop (height, width) where training has labels; (0, 0): whole frames (public code)
+    data.threads = 4  # decoding threads
+    data.workers = 0  # decoding processes; 0: threads alone
+    data.prefetch = 8  # clips decoded ahead
+    data.source = ConfigDict(
+        dict(
+            name="viper",
+            raw_dir=placeholder(str),  # the owner's folder
+            train_split="train",
+            size=(720, 1280),  # (height, width) that frames are resized to
+            list=placeholder(str),  # file of clip names that restricts the set
+            flow_dir=placeholder(str),  # flow files, with flow.source=precomputed
+            offsets=(0, 1),  # frames kept of a clip: 0 is x_t, 1 is x_{t-1}
+            flow_pairs=((0, 1),),
+        )
+    )
+    data.target = ConfigDict(
+        dict(
+            name="cityscapes_seq",
+            raw_dir=placeholder(str),
+            train_split="train",
+            val_split="val",
+            size=(512, 1024),
+            list=placeholder(str),
+            val_list=placeholder(str),
+            flow_dir=placeholder(str),
+            val_flow_dir=placeholder(str),
+            offsets=(0, 1),
+            flow_pairs=((0, 1),),
+        )
+    )
+
+    config.world = ConfigDict(dict(generate=False))  # settings of input_pipeline/worlds.py, see configs/synthetic.py
+
+    config.flow = ConfigDict()
+    config.flow.source = "dis"  # dis: OpenCV's DIS while preparing; precomputed: files of data.*.flow_dir
+    config.flow.scale = "align_corners"  # how resizing scales flow; public: as DA-VSN and TPS do, about 1.4% off
+
+    config.model = model = ConfigDict()
+    model.classifier_dilations = (6, 12, 18, 24)
+    model.dtype = "float32"  # of the backbone's arithmetic
+    model.backbone = ConfigDict(
+        dict(
+            blocks=(3, 4, 23, 3),  # ResNet-101
+            widths=(64, 128, 256, 512),
+            strides=(1, 2, 1, 1),
+            dilations=(1, 1, 2, 4),
+            expansion=4,
+            stem_width=64,
+            stem_kernel=7,
+            stem_pool=True,
+        )
+    )
+
+    config.batch_norm = ConfigDict()
+    config.batch_norm.mode = "batch"  # batch: statistics of each frame on each device; sync: over devices; running
+    config.batch_norm.average_over = "all"  # groups that enter the running averages: all (PyTorch's way) or clean
+
+    config.optim = optim = ConfigDict()  # paper, section 4.1
+    optim.learning_rate = 2.5e-6
+    optim.steps = 20_000  # steps to run
+    optim.decay_steps = 20_000  # steps until the schedule reaches 0
+    optim.power = 0.9
+    optim.momentum = 0.9
+    optim.nesterov = False
+    optim.weight_decay = 5e-4  # public code of DA-VSN and TPS
+    optim.clip_norm = 0.0  # 0: no clipping
+    optim.multipliers = ()  # (regular expression on the parameter's path, learning rate factor)
+    optim.frozen = ()  # further parameters to freeze, regular expressions
+
+    # Settings of each method, by its name.
+    config.methods = ConfigDict()
+    config.methods.self_training = ConfigDict(dict(topk=dict(proportion=0.7, per_class=False)))
+    config.methods.stpl = stpl = ConfigDict()
+    stpl.objective = "stpl"  # stpl, spatial, temporal, duplicate, naive (paper, section 3.3)
+    stpl.fusion = "stam"  # stam, concat, conv1x1, add (paper, Table 4)
+    stpl.fusion_init = "random"  # of conv1x1: random, or average (starts as the mean over frames)
+    stpl.topk = ConfigDict(dict(proportion=0.7, per_class=False))  # k of the paper, section 4.1
+    stpl.projection = ConfigDict(dict(hidden=2048, dim=128, init="random"))  # random or identity
+    stpl.contrast = ConfigDict(
+        dict(
+            temperature=0.07,  # paper, section 4.1
+            scope="clip",  # which pixels contrast: clip (paper), device, global
+            class_power=0.0,  # weigh each query by its class's pixel count to this power; 0: all alike (paper)
+        )
+    )
+    stpl.warp_keys = False  # temporal objective: warp the previous frame's features (paper: the whole block is off)
+    stpl.previous_gradient = True  # let gradient into the previous frames' features
+    stpl.key_gradient = True  # let gradient into the augmented view
+    stpl.augment = ConfigDict(
+        dict(
+            blur_probability=0.6,
+            blur_radii=(5, 7, 9),  # pixels at a height of 512
+            jitter_probability=0.8,
+            brightness=0.8,
+            contrast=0.8,
+            saturation=0.8,
+            hue=0.2,
+            per_frame=False,  # draw for each frame of a clip apart
+        )
+    )
+
+    config.evaluate = ConfigDict(dict(every=0, clips_per_device=1))  # every: steps between validations; 0: at the end
+    config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; newest kept
+    config.report = ConfigDict(dict(frames=8))  # validation frames that the report shows
+
+    # Rows of the results table: what each changes in this configuration. A row without `method` is the method it names.
+    config.rows = ConfigDict()
+    config.rows.source_only = ConfigDict(
+        dict(
+            optim=dict(
+                learning_rate=2.5e-4,
+                steps=40_000,
+                decay_steps=250_000,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),  # the public code's scheduler misplaces it
+            )
+        )
+    )
+    config.rows.oracle = ConfigDict(config.rows.source_only.to_dict())
+    return config

@@ -1,0 +1,232 @@
+"""The part of the builders that is the same for every data set: a clip's raw files to one stored example.
+
+Examples hold encoded PNG throughout, so that no TensorFlow is needed to write or read them, and a reader decodes only
+what it asks for:
+
+    name          text
+    frame_{k}     RGB PNG at the spec's size, one for each offset k
+    label         grey PNG of train ids, 255 = ignored
+    flow_{a}_{b}  grey 16-bit PNG [2H, W]: u above v, ten times the value in pixels plus 32768
+"""
+
+import dataclasses
+import itertools
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from input_pipeline import flow_files, labels, optical_flow
+from input_pipeline import spec as spec_lib
+from input_pipeline.builders import checks
+from input_pipeline.builders import layout as layout_lib
+
+# TFDS keeps the examples of one shard in memory while it writes it: this bounds their size before compression.
+_SHARD_BYTES = 256 * 2**20
+_FLOW_ZERO = 1 << 15
+
+
+def encode_flow(flow):
+    """Packs stored flow into a 16-bit PNG, which compresses it better and faster than zlib.
+
+    Args:
+      flow: `[H, W, 2]` int16.
+
+    Returns:
+      bytes of a grey PNG of `[2H, W]`.
+    """
+    shifted = (flow.astype(np.int32) + _FLOW_ZERO).astype(np.uint16)
+    return _png(np.concatenate([shifted[..., 0], shifted[..., 1]]))
+
+
+def decode_flow(data):
+    """Inverts `encode_flow`.
+
+    Args:
+      data: bytes.
+
+    Returns:
+      `[H, W, 2]` int16.
+    """
+    stacked = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    shifted = stacked.reshape(2, stacked.shape[0] // 2, stacked.shape[1]).transpose(1, 2, 0)
+    return (shifted.astype(np.int32) - _FLOW_ZERO).astype(np.int16)
+
+
+def _png(pixels):
+    done, data = cv2.imencode(".png", pixels)
+    if not done:
+        raise ValueError(f"OpenCV could not encode an array of {pixels.dtype} {list(pixels.shape)} as PNG.")
+    return data.tobytes()
+
+
+def read_frame(path, spec, layout):
+    """Reads a frame as the network is to see it: cut, then resized bicubic by PIL.
+
+    Args:
+      path: image file.
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB at `spec.size`.
+    """
+    image = layout_lib.read_image(path)
+    rows = layout.rows_kept(image.height)
+    if rows != image.height:
+        image = image.crop((0, 0, image.width, rows))
+    return np.asarray(image.resize(spec.size[::-1], Image.Resampling.BICUBIC))
+
+
+def read_label(path, spec, layout):
+    """Reads a label as train ids: recording car ignored, cut, then resized nearest by PIL.
+
+    Args:
+      path: label file.
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+
+    Returns:
+      `[H, W]` uint8 train ids, 255 = ignored, at `spec.label_size` or at the file's own size (after the cut).
+    """
+    ids = layout.read_ids(path)
+    classes = labels.train_id_table(spec.name, spec.classes)[ids]
+    if layout.ego_id is not None:
+        classes[layout_lib.ego_vehicle(ids == layout.ego_id)] = labels.IGNORED
+    classes = classes[: layout.rows_kept(classes.shape[0])]
+    if spec.label_size is None or spec.label_size == classes.shape:
+        return classes
+    return np.asarray(Image.fromarray(classes).resize(spec.label_size[::-1], Image.Resampling.NEAREST))
+
+
+def read_stored_flow(path, spec, layout, raw_size):
+    """Reads precomputed flow at the training size: cut where it has the raw frames' size, then resized.
+
+    Args:
+      path: flow file.
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+      raw_size: (height, width) of the raw frames.
+
+    Returns:
+      `[H, W, 2]` int16 (ten times the value in pixels) at `spec.size`.
+    """
+    flow = flow_files.read_flow(path)
+    if flow.shape[:2] == raw_size:
+        flow = flow[: layout.rows_kept(raw_size[0])]
+    if flow.shape[:2] != spec.size:
+        flow = flow_files.resize_flow(flow, spec.size, spec.flow_scale)
+    return flow_files.to_int16(flow)
+
+
+def make_example(clip, spec, layout, raw_size):
+    """Turns a clip's files into one example.
+
+    Args:
+      clip: `ClipFiles`.
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+      raw_size: (height, width) of the raw frames.
+
+    Returns:
+      dict of the features in the module's table: text and encoded PNG.
+    """
+    frames = {k: read_frame(path, spec, layout) for k, path in clip.frames.items()}
+    example = {"name": clip.name, "label": _png(read_label(clip.label, spec, layout))}
+    for k, frame in frames.items():
+        example[f"frame_{k}"] = _png(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    for a, b in spec.flow_pairs:
+        if spec.flow_source == "precomputed":
+            flow = read_stored_flow(clip.flows[a, b], spec, layout, raw_size)
+        else:
+            flow = flow_files.to_int16(optical_flow.dis_flow(frames[a], frames[b]))
+        example[f"flow_{a}_{b}"] = encode_flow(flow)
+    return example
+
+
+@dataclasses.dataclass
+class ClipConfig(tfds.core.BuilderConfig):
+    """TFDS configuration of one preparation.
+
+    Attributes:
+      spec: `DatasetSpec`.
+      clips: list of `ClipFiles`, checked.
+      raw_size: (height, width) of the raw frames.
+      left_out: number of clips left out for bad files.
+      report: called with lines of progress.
+      threads: number of threads that read and encode.
+    """
+
+    spec: spec_lib.DatasetSpec | None = None
+    # TFDS prints configurations; a hundred thousand paths are left out of that.
+    clips: tuple = dataclasses.field(default=(), repr=False)
+    raw_size: tuple[int, int] = (0, 0)
+    left_out: int = 0
+    report: object = dataclasses.field(default=print, repr=False)
+    threads: int = 1
+
+
+class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Writes clips shard after shard, in order of their names.
+
+    TFDS's `GeneratorBasedBuilder` shuffles through temporary files that it opens with TensorFlow once a set passes a
+    gigabyte; writing shards directly needs neither, and shuffling is the loader's work.
+    """
+
+    VERSION = tfds.core.Version(spec_lib.VERSION)
+    LAYOUT = None
+
+    def _create_builder_config(self, builder_config, version):
+        """Takes the configuration as it is: TFDS would warn of each that is not in a list known beforehand."""
+        del version
+        return builder_config
+
+    def _log_download_bytes(self):
+        """Says nothing: nothing is downloaded, and the configuration's `report` tells the progress."""
+
+    def _log_download_done(self):
+        """Says nothing, for the same reason."""
+
+    def _info(self):
+        spec = self.builder_config.spec
+        height, width = spec.size
+        features = {"name": tfds.features.Text()}
+        for k in spec.offsets:
+            features[f"frame_{k}"] = tfds.features.Image(shape=(height, width, 3), encoding_format="png")
+        features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        for a, b in spec.flow_pairs:
+            features[f"flow_{a}_{b}"] = tfds.features.Image(
+                shape=(2 * height, width, 1), dtype=np.uint16, encoding_format="png"
+            )
+        stored = {
+            "spec": dataclasses.asdict(spec),
+            "left_out": self.builder_config.left_out,
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Clips of {spec.name} for semantic segmentation of video.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(stored),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        del dl_manager
+        config = self.builder_config
+        spec, clips = config.spec, config.clips
+        values = spec.size[0] * spec.size[1] * (3 * len(spec.offsets) + 4 * len(spec.flow_pairs) + 1)
+        per_shard = max(1, _SHARD_BYTES // values)
+        counter = checks.Progress(config.report, f"{spec.name}/{spec.split}: preparing clips", len(clips))
+
+        def encode(clip):
+            return make_example(clip, spec, self.LAYOUT, config.raw_size)
+
+        def keyed():
+            for clip, example in zip(clips, checks.ordered_map(encode, clips, config.threads), strict=True):
+                counter.step()
+                yield clip.name, example
+
+        # All shards draw from one stream, so that the threads never idle between two shards.
+        stream = keyed()
+        shards = -(-len(clips) // per_shard)
+        return {spec.split: [lambda: itertools.islice(stream, per_shard) for _ in range(shards)]}

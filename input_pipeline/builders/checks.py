@@ -1,0 +1,235 @@
+"""Checks every raw file of a set before anything is written, so that all faults are known at once."""
+
+import collections
+import dataclasses
+import os
+import time
+from concurrent import futures
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline import flow_files, labels
+from input_pipeline import spec as spec_lib
+from input_pipeline.builders import layout as layout_lib
+
+_NO_FILE = "no such file"
+
+
+@dataclasses.dataclass(frozen=True)
+class BadFile:
+    """One fault.
+
+    Attributes:
+      path: file or folder.
+      expected: what should be there.
+      found: what is there.
+    """
+
+    path: str
+    expected: str
+    found: str
+
+    def __str__(self):
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+
+class BadFilesError(ValueError):
+    """Raw files are missing or broken; the message lists all of them.
+
+    Attributes:
+      bad: tuple of `BadFile`.
+    """
+
+    def __init__(self, spec, bad, advice):
+        self.bad = tuple(bad)
+        lines = "\n".join(f"  {fault}" for fault in self.bad)
+        count = f"{len(self.bad)} bad file{'s' if len(self.bad) > 1 else ''}"
+        super().__init__(f"{spec.name} ({spec.split}) in {spec.raw_dir}: {count}:\n{lines}\n{advice}")
+
+
+class Progress:
+    """Reports done/total, items per second and time left, at most every few seconds.
+
+    Args:
+      report: called with each line.
+      what: beginning of the line.
+      total: number of items.
+      every_s: seconds between two lines.
+    """
+
+    def __init__(self, report, what, total, every_s=5.0):
+        self._report, self._what, self._total, self._every_s = (
+            report,
+            what,
+            total,
+            every_s,
+        )
+        self._done, self._start = 0, time.monotonic()
+        self._last = self._start
+
+    def step(self):
+        """Counts one item as done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last < self._every_s and self._done < self._total:
+            return
+        self._last = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = (self._total - self._done) / rate
+        self._report(f"{self._what}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left")
+
+
+def ordered_map(function, items, threads):
+    """Calls a function on many items in parallel and yields the results in order, holding only a few at a time.
+
+    Args:
+      function: called with one item.
+      items: iterable.
+      threads: number of threads.
+
+    Yields:
+      The results, in the order of `items`. An exception in a call is raised when its turn comes.
+    """
+    pending = collections.deque()
+    pool = futures.ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _examine_file(kind, path, layout, dataset):
+    """Returns ((height, width), problem), either of them None."""
+    try:
+        if kind == "frame":
+            image = layout_lib.read_image(path)
+            return (image.height, image.width), None
+        if kind == "flow":
+            return flow_files.flow_size(path), None
+        ids = layout.read_ids(path)
+    except (OSError, ValueError) as error:
+        return None, str(error).removeprefix(f"{path}: ")
+    unknown = sorted(set(np.unique(ids).tolist()) - labels.KNOWN_IDS[dataset])
+    return ids.shape, f"unknown label ids {unknown}" if unknown else None
+
+
+def _examine(job):
+    return _examine_file(*job) if job[1].is_file() else (None, _NO_FILE)
+
+
+def missing_folders(spec, layout):
+    """Checks the folders that a set cannot do without.
+
+    Args:
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+
+    Returns:
+      List of `BadFile`.
+    """
+    needed = list(layout.folders(spec))
+    if spec.flow_source == "precomputed" and spec.flow_pairs:
+        needed.append(Path(spec.flow_dir))
+    return [BadFile(str(path), "a folder", "no such folder") for path in needed if not path.is_dir()]
+
+
+def list_clips(spec, layout):
+    """Lists the clips that the spec asks for.
+
+    Args:
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+
+    Returns:
+      (clips, bad): list of `ClipFiles`, and a list of `BadFile` with the names of the list file that have no label.
+    """
+    clips = layout.list_clips(spec)
+    if not spec.list_file:
+        return clips, []
+    # A SYNTHIA list may hold bare frame numbers, which name a frame as long as there is one sequence.
+    by_name = {clip.name: clip for clip in clips}
+    bare = collections.defaultdict(list)
+    for clip in clips:
+        bare[clip.name.rpartition("_")[2]].append(clip)
+    chosen, bad = {}, []
+    for name in spec_lib.read_list(spec.list_file):
+        matches = [by_name[name]] if name in by_name else bare[name]
+        if len(matches) == 1:
+            chosen[matches[0].name] = matches[0]
+        else:
+            found = f"{len(matches)} frames of that number" if matches else "none"
+            bad.append(BadFile(spec.list_file, f"a labelled frame for {name!r}", found))
+    return [chosen[name] for name in sorted(chosen)], bad
+
+
+def check_files(spec, layout, clips, progress, threads=None):
+    """Reads every file of the clips: frames and labels are decoded completely, of flow the header and length are read.
+
+    Decoding here and again while preparing doubles the time spent reading; in return a set is either prepared whole or
+    every fault in it is named at once, before hours are spent.
+
+    Args:
+      spec: `DatasetSpec`.
+      layout: `Layout`.
+      clips: list of `ClipFiles`.
+      progress: called with lines of text.
+      threads: number of threads; None takes the number of cores.
+
+    Returns:
+      (good, bad, raw_size): the clips without faults, the list of `BadFile`, and the (height, width) that the set's
+      frames share (the commonest one).
+    """
+    jobs = {}
+    for clip in clips:
+        files = [("label", clip.label)]
+        files += [("frame", path) for path in clip.frames.values()] + [("flow", path) for path in clip.flows.values()]
+        for kind, path in files:
+            jobs.setdefault(path, (kind, path, layout, spec.name))
+    counter = Progress(progress, f"{spec.name}/{spec.split}: checking files", len(jobs))
+    results = {}
+    for path, result in zip(
+        jobs,
+        ordered_map(_examine, jobs.values(), threads or os.cpu_count()),
+        strict=True,
+    ):
+        results[path] = result
+        counter.step()
+    sizes = collections.Counter(results[p][0] for p in jobs if jobs[p][0] == "frame" and results[p][0])
+    raw_size = sizes.most_common(1)[0][0] if sizes else None
+    faults = {}
+    for path, (kind, *_) in jobs.items():
+        size, problem = results[path]
+        expected = _expectation(kind, spec, raw_size)
+        allowed = {raw_size, spec.size} if kind == "flow" else {raw_size}
+        if problem is None and raw_size is not None and size not in allowed:
+            problem = f"{size[0]}x{size[1]}"
+        if problem is not None:
+            faults[path] = BadFile(str(path), expected, problem)
+    good = [clip for clip in clips if not faults.keys() & {clip.label, *clip.frames.values(), *clip.flows.values()}]
+    return good, _with_missing_folders(faults), raw_size
+
+
+def _expectation(kind, spec, raw_size):
+    raw = "the frames' size" if raw_size is None else f"{raw_size[0]}x{raw_size[1]}"
+    if kind == "frame":
+        return f"an image of {raw}, like the set's other frames"
+    if kind == "label":
+        return f"ids of {spec.name} at {raw}"
+    return f"flow (int16 .npy or .flo) of {raw} (raw frames) or {spec.size[0]}x{spec.size[1]} (training size)"
+
+
+def _with_missing_folders(faults):
+    """Replaces the missing files of a folder that is missing altogether by one line for the folder."""
+    kept, folders = [], collections.Counter()
+    for path, fault in faults.items():
+        if fault.found == _NO_FILE and not path.parent.is_dir():
+            folders[path.parent] += 1
+        else:
+            kept.append(fault)
+    return [BadFile(str(path), f"a folder with {n} files", "no such folder") for path, n in folders.items()] + kept

@@ -1,0 +1,60 @@
+"""VIPER: game frames, every tenth labelled (Richter et al., ICCV 2017)."""
+
+import re
+from pathlib import Path
+
+from input_pipeline.builders import base, layout
+
+_LABEL = re.compile(r"(\d+)_(\d+)\.png")
+_CAR = 24
+
+
+def folders(spec):
+    """Returns the folders that have to exist."""
+    root = Path(spec.raw_dir) / spec.split
+    return [root / "img", root / "cls"]
+
+
+def list_clips(spec):
+    """Lists the labelled frames; the frames before them need an image, never a label.
+
+    Args:
+      spec: `DatasetSpec`.
+
+    Returns:
+      List of `ClipFiles`, sorted by name.
+    """
+    images, ids = folders(spec)
+    flow_dirs = layout.flow_folders(spec)
+    clips = []
+    for path in sorted(ids.glob("*/*.png")):
+        match = _LABEL.fullmatch(path.name)
+        if not match:
+            continue
+        video, number = match[1], int(match[2])
+        frames = {k: images / path.parent.name / f"{video}_{number - k:05d}.jpg" for k in spec.offsets}
+        clips.append(
+            layout.ClipFiles(
+                path.stem,
+                path,
+                frames,
+                layout.flows_of(spec, path.stem, number, flow_dirs),
+            )
+        )
+    return clips
+
+
+LAYOUT = layout.Layout(
+    folders=folders,
+    expected="VIPER as its owners ship it: SPLIT/img/SSS/SSS_FFFFF.jpg and SPLIT/cls/SSS/SSS_FFFFF.png",
+    list_clips=list_clips,
+    read_ids=layout.read_ids_grey,
+    ego_id=_CAR,
+)
+
+
+class Viper(base.ClipBuilder):
+    """TFDS builder for VIPER."""
+
+    name = "viper"
+    LAYOUT = LAYOUT

@@ -1,0 +1,129 @@
+"""Random access to the clips of a prepared set, decoding only what is asked for."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from input_pipeline import spec as spec_lib
+from input_pipeline.builders import base
+
+
+class ClipSource:
+    """The examples of a prepared set: `len(source)` and `source[i]`, a dict of feature → encoded bytes.
+
+    Pickles as its path, so that it can be sent to worker processes.
+
+    Args:
+      path: folder of the prepared set.
+
+    Attributes:
+      path: that folder.
+      spec: the `DatasetSpec` that the set was prepared with.
+      left_out: number of clips that were left out for bad files.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        builder = tfds.builder_from_directory(self.path)
+        stored = builder.info.metadata
+        self.spec = spec_lib.DatasetSpec(**stored["spec"])
+        self.left_out = stored["left_out"]
+        keep_encoded = {name: tfds.decode.SkipDecoding() for name in builder.info.features}
+        self._records = builder.as_data_source(self.spec.split, decoders=keep_encoded)
+
+    def __getstate__(self):
+        return {"path": self.path}
+
+    def __setstate__(self, state):
+        self.__init__(state["path"])
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, i):
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.path}: asked for clip {i}, the set holds {len(self)}.")
+        return self._records[i]
+
+    def check(self, offsets, flow_pairs):
+        """Checks that the set holds what a reader wants.
+
+        Args:
+          offsets: frame offsets.
+          flow_pairs: pairs (a, b).
+
+        Raises:
+          ValueError: a frame or a flow is not in the set; says which key adds it.
+        """
+        frames = [k for k in offsets if k not in self.spec.offsets]
+        pairs = [tuple(pair) for pair in flow_pairs if tuple(pair) not in self.spec.flow_pairs]
+        if frames:
+            raise ValueError(
+                f"{self.path}: no frames at offsets {frames}; the set was prepared with offsets={self.spec.offsets}. "
+                f"Add them to DatasetSpec.offsets and prepare the set again."
+            )
+        if pairs:
+            raise ValueError(
+                f"{self.path}: no flow for the pairs {pairs}; the set was prepared with flow_pairs="
+                f"{self.spec.flow_pairs}. Add them to DatasetSpec.flow_pairs and prepare the set again."
+            )
+
+
+def open_clips(path):
+    """Opens a prepared set.
+
+    Args:
+      path: folder that `prepare` returned.
+
+    Returns:
+      `ClipSource`.
+
+    Raises:
+      FileNotFoundError: there is no prepared set.
+    """
+    if not (Path(path) / "dataset_info.json").is_file():
+        raise FileNotFoundError(f"{path}: expected a prepared set (dataset_info.json); run prepare first.")
+    return ClipSource(path)
+
+
+def read_clip(source, i, offsets, flow_pairs, label):
+    """Reads one clip; frames, flow and labels that are not asked for are not decoded.
+
+    Args:
+      source: `ClipSource`.
+      i: index of the clip.
+      offsets: frame offsets, newest first, T of them.
+      flow_pairs: pairs (a, b), P of them.
+      label: whether the label is wanted.
+
+    Returns:
+      dict of `frames` `[T, H, W, 3]` uint8 RGB, `flow` `[P, H, W, 2]` int16 (ten times the value in pixels), `label`
+      `[HL, WL]` uint8 train ids (only where asked), `index` int32, `name` str.
+
+    Raises:
+      ValueError: the set does not hold a frame or a flow that is asked for.
+    """
+    source.check(offsets, flow_pairs)
+    example = source[i]
+    height, width = source.spec.size
+    frames = np.empty((len(offsets), height, width, 3), np.uint8)
+    for t, k in enumerate(offsets):
+        frames[t] = _decode(example[f"frame_{k}"], cv2.IMREAD_COLOR_RGB)
+    flow = np.empty((len(flow_pairs), height, width, 2), np.int16)
+    for p, (a, b) in enumerate(flow_pairs):
+        flow[p] = base.decode_flow(example[f"flow_{a}_{b}"])
+    clip = {
+        "frames": frames,
+        "flow": flow,
+        "index": np.int32(i),
+        "name": example["name"].decode(),
+    }
+    if label:
+        clip["label"] = _decode(example["label"], cv2.IMREAD_GRAYSCALE)
+    return clip
+
+
+def _decode(data, mode):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), mode)

@@ -1,0 +1,208 @@
+"""Optical flow on disk: names, reading, writing, and resizing on the host.
+
+A flow field lives on the current frame's grid and points to where each pixel was in the earlier frame:
+`warped(y, x) = earlier(y + v, x + u)`. Channel 0 is u (right), channel 1 is v (down), in pixels of its own grid.
+
+Files are `.npy`, int16, `[H, W, 2]`, ten times the value in pixels (the field's downloads use this form), or Middlebury
+`.flo`, float32.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+# Stored value per pixel of motion in the int16 files.
+UNITS_PER_PIXEL = 10
+_INT16 = np.iinfo(np.int16)
+_FLO_MAGIC = 202021.25
+_FLO_HEADER_BYTES = 12
+
+
+def flow_name(dataset, clip_name, current_frame_number, earlier_frame_number):
+    """Names the file that holds the flow from one frame to an earlier one, as the field's downloads do.
+
+    Args:
+      dataset: `viper`, `synthia_seq` or `cityscapes_seq`.
+      clip_name: name of any clip of the video, such as `frankfurt_000000_000294`, `001_00010` or
+        `SYNTHIA-SEQS-04-DAWN_000001`: all but the frame number behind the last underscore is used.
+      current_frame_number: frame on whose grid the flow lives.
+      earlier_frame_number: frame that the flow points into.
+
+    Returns:
+      The file name with `.npy`, without a folder. SYNTHIA-Seq's names hold the current frame only, so one folder can
+      hold one sequence and flow over one frame.
+
+    Raises:
+      ValueError: unknown data set, or a SYNTHIA-Seq pair that is not one frame apart.
+    """
+    current, earlier = int(current_frame_number), int(earlier_frame_number)
+    video = clip_name.rpartition("_")[0]
+    if dataset == "cityscapes_seq":
+        return f"{video}_{current:06d}_{earlier:06d}_int16_x10.npy"
+    if dataset == "viper":
+        return f"{video}_{current:05d}{earlier:05d}_int16_x10.npy"
+    if dataset == "synthia_seq":
+        if current - earlier != 1:
+            raise ValueError(
+                f"SYNTHIA-Seq flow files are named after the current frame only, so they hold flow over one frame; "
+                f"asked for {current} to {earlier}. Use flow_source='dis' for other pairs."
+            )
+        return f"{current:06d}_int16_x10.npy"
+    raise ValueError(f"No flow file names are known for data set {dataset!r}: viper, synthia_seq or cityscapes_seq.")
+
+
+def to_int16(flow):
+    """Turns flow in pixels into the stored form.
+
+    Args:
+      flow: `[H, W, 2]` float, pixels.
+
+    Returns:
+      `[H, W, 2]` int16, ten times the value, rounded to the nearest (half to even) and clipped to int16 (±3276.7 px).
+    """
+    return np.clip(np.rint(np.asarray(flow, np.float64) * UNITS_PER_PIXEL), _INT16.min, _INT16.max).astype(np.int16)
+
+
+def read_flow(path):
+    """Reads a flow file.
+
+    Args:
+      path: `.npy` (int16, ten times the value in pixels) or `.flo`.
+
+    Returns:
+      `[H, W, 2]` float32 (u, v), pixels.
+
+    Raises:
+      ValueError: another file type, dtype or shape, or a file that is cut off.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        return _open_npy(path).astype(np.float32) / np.float32(UNITS_PER_PIXEL)
+    height, width = flow_size(path)
+    values = np.fromfile(path, "<f4", count=height * width * 2, offset=_FLO_HEADER_BYTES)
+    return values.reshape(height, width, 2).astype(np.float32)
+
+
+def flow_size(path):
+    """Reads the size of a flow file from its header and checks that the file is complete.
+
+    Args:
+      path: `.npy` or `.flo`.
+
+    Returns:
+      (height, width).
+
+    Raises:
+      ValueError: another file type, dtype or shape, or a file that is cut off.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        return _open_npy(path).shape[:2]
+    if path.suffix == ".flo":
+        return _flo_size(path)
+    raise ValueError(f"{path}: expected a flow file ending in .npy or .flo.")
+
+
+def _open_npy(path):
+    # Mapping reads the header only, and fails on a file shorter than the header promises.
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path}: expected a complete .npy flow file, found one that cannot be read ({error})."
+        ) from error
+    if stored.dtype != np.int16 or stored.ndim != 3 or stored.shape[2] != 2:
+        raise ValueError(
+            f"{path}: expected flow as int16 [H, W, 2] (ten times the value in pixels), "
+            f"found {stored.dtype} {list(stored.shape)}."
+        )
+    return stored
+
+
+def _flo_size(path):
+    with open(path, "rb") as file:
+        header = file.read(_FLO_HEADER_BYTES)
+    if len(header) < _FLO_HEADER_BYTES or np.frombuffer(header, "<f4", 1)[0] != np.float32(_FLO_MAGIC):
+        raise ValueError(f"{path}: expected a .flo file that starts with the number {_FLO_MAGIC}.")
+    width, height = (int(n) for n in np.frombuffer(header, "<i4", 2, offset=4))
+    expected, found = _FLO_HEADER_BYTES + height * width * 8, path.stat().st_size
+    if height < 1 or width < 1 or found < expected:
+        raise ValueError(
+            f"{path}: the header says {height} rows of {width} pixels, {expected} bytes; the file has {found} bytes."
+        )
+    return height, width
+
+
+def write_flow(path, flow):
+    """Writes flow as `.npy`, int16, ten times the value; the file appears complete or not at all.
+
+    Args:
+      path: file to write, ending in `.npy`; its folder is made if it is missing.
+      flow: `[H, W, 2]` float (u, v), pixels; rounded to a tenth of a pixel, clipped to ±3276.7.
+
+    Raises:
+      ValueError: the ending is not `.npy`, or the flow has another shape or a value that is not finite.
+    """
+    path, flow = Path(path), np.asarray(flow)
+    if path.suffix != ".npy":
+        raise ValueError(f"{path}: flow is written as .npy; give a name that ends in .npy.")
+    if flow.ndim != 3 or flow.shape[2] != 2 or not np.isfinite(flow).all():
+        raise ValueError(f"{path}: expected finite flow of shape [H, W, 2], found shape {list(flow.shape)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, to_int16(flow))
+        # mkstemp makes private files; flow is shared like any other data file.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def resize_flow(flow, size, scale="align_corners"):
+    """Resizes flow to another grid: bilinear with aligned corners, values scaled to the new grid's pixels.
+
+    `align_corners`: u·(w-1)/(W-1), v·(h-1)/(H-1), exact for this resampling. `public`: both times h/H, as the public
+    code of the field's baselines does (about 1.4% off at feature resolution), for checkpoints trained with it.
+
+    Args:
+      flow: `[H, W, 2]` float (u, v), pixels of the H×W grid.
+      size: (h, w) of the result.
+      scale: `align_corners` or `public`.
+
+    Returns:
+      `[h, w, 2]` float32, pixels of the h×w grid.
+
+    Raises:
+      ValueError: unknown `scale`, or a side shorter than two pixels.
+    """
+    if scale not in ("align_corners", "public"):
+        raise ValueError(f"flow scale {scale!r}: expected 'align_corners' or 'public'.")
+    flow = np.asarray(flow, np.float32)
+    old_h, old_w = flow.shape[:2]
+    new_h, new_w = size
+    if min(old_h, old_w, new_h, new_w) < 2:
+        raise ValueError(f"Cannot resize flow of {old_h}x{old_w} to {new_h}x{new_w}: every side needs two pixels.")
+    if (old_h, old_w) == (new_h, new_w):
+        return flow.copy()
+    x = np.linspace(0, old_w - 1, new_w, dtype=np.float64)
+    y = np.linspace(0, old_h - 1, new_h, dtype=np.float64)
+    resized = _lerp(_lerp(flow, y, axis=0), x, axis=1)
+    if scale == "public":
+        return resized * np.float32(new_h / old_h)
+    factors = np.array([(new_w - 1) / (old_w - 1), (new_h - 1) / (old_h - 1)], np.float32)
+    return resized * factors
+
+
+def _lerp(values, positions, axis):
+    low = np.clip(np.floor(positions).astype(np.int64), 0, values.shape[axis] - 2)
+    weight = (positions - low).astype(np.float32)
+    weight = weight[:, None, None] if axis == 0 else weight[None, :, None]
+    below, above = np.take(values, low, axis), np.take(values, low + 1, axis)
+    return below + (above - below) * weight

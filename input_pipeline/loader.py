@@ -1,0 +1,241 @@
+"""Batches of clips: seed → shuffle → repeat → decode and augment → shard → batch, on Grain.
+
+The stream of clips is a function of the seed alone. Position p of the stream has a fixed clip, mirrored and cropped in
+a fixed way, whatever the number of threads, workers or processes; process i of n takes the positions i, i + n, … So a
+global batch holds the same clips on one process and on many, and a position is all that has to be saved.
+"""
+
+import functools
+
+import grain
+import numpy as np
+from absl import flags
+
+from input_pipeline import clips
+
+
+class _Clips:
+    """Random access to decoded clips, as Grain wants its sources."""
+
+    def __init__(self, source, offsets, flow_pairs, label):
+        self._source, self._wanted = source, (tuple(offsets), tuple(flow_pairs), bool(label))
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, i):
+        return clips.read_clip(self._source, int(i), *self._wanted)
+
+
+def mirror(clip):
+    """Mirrors a clip left to right; its flow is mirrored and u changes sign.
+
+    Args:
+      clip: dict as `read_clip` returns it.
+
+    Returns:
+      A new dict of the same form.
+    """
+    flow = clip["flow"][:, :, ::-1] * np.array([-1, 1], np.int16)
+    mirrored = {**clip, "frames": clip["frames"][:, :, ::-1], "flow": flow}
+    if "label" in clip:
+        mirrored["label"] = clip["label"][:, ::-1]
+    return mirrored
+
+
+def crop_clip(clip, top, left, size):
+    """Cuts one window out of a clip's frames, flow and label. Flow values stay as they are: they are in pixels.
+
+    Args:
+      clip: dict as `read_clip` returns it; a label has the frames' size.
+      top: first row.
+      left: first column.
+      size: (height, width) of the window.
+
+    Returns:
+      A new dict of the same form.
+    """
+    rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
+    cut = {**clip, "frames": clip["frames"][:, rows, columns], "flow": clip["flow"][:, rows, columns]}
+    if "label" in clip:
+        cut["label"] = clip["label"][rows, columns]
+    return cut
+
+
+def _augment(clip, rng, *, flip, crop):
+    # All numbers are drawn whether used or not, so that switching the flip on leaves the crops as they were.
+    flipped = rng.random() < 0.5
+    place = rng.random(2)
+    if flip and flipped:
+        clip = mirror(clip)
+    if crop is not None:
+        height, width = clip["frames"].shape[1:3]
+        top, left = (int(u * (n + 1)) for u, n in zip(place, (height - crop[0], width - crop[1]), strict=True))
+        clip = crop_clip(clip, top, left, crop)
+    return clip
+
+
+def _stack(batch):
+    names = [clip.pop("name") for clip in batch]
+    return {**{key: np.stack([clip[key] for clip in batch]) for key in batch[0]}, "name": names}
+
+
+def train_batches(
+    source,
+    *,
+    batch_size,
+    seed,
+    offsets,
+    flow_pairs,
+    label,
+    num_threads,
+    prefetch,
+    flip=False,
+    crop=None,
+    num_workers=0,
+    shard=(0, 1),
+    state=None,
+):
+    """Iterates over training batches, endlessly, reshuffled each epoch.
+
+    Args:
+      source: `ClipSource`.
+      batch_size: clips in a batch of this process, B.
+      seed: seed of order, mirroring and cropping, 0 to 2**32 - 1.
+      offsets: frame offsets, newest first, T of them.
+      flow_pairs: pairs (a, b), P of them.
+      label: whether labels are wanted.
+      num_threads: threads that read and decode (in each worker); 0 reads in the caller's thread.
+      prefetch: clips that are read ahead (in each worker); 0 reads none ahead.
+      flip: mirrors half the clips, chosen at random.
+      crop: (h, w) of a random window, or None.
+      num_workers: worker processes; 0 uses threads only. OpenCV and zlib release the GIL, so threads mostly suffice.
+      shard: (index, count) of this process.
+      state: position to go on from, as an earlier iterator returned it; None starts anew. The number of threads,
+        workers and processes may differ from then.
+
+    Returns:
+      An iterator over (batch, state); `close()` ends its threads and workers. `state` is a dict that JSON can hold;
+      passed back, it continues with the batch after this one. batch is a dict of `frames` `[B, T, H, W, 3]` uint8 RGB,
+      `flow` `[B, P, H, W, 2]` int16 (ten times the value in pixels), `label` `[B, H, W]` uint8 (only where asked),
+      `index` `[B]` int32 and `name`, a list of B str.
+
+    Raises:
+      ValueError: the set does not hold what is asked for, a number makes no sense, or `state` is another stream's.
+    """
+    source.check(offsets, flow_pairs)
+    _check_numbers(source, batch_size, shard, num_threads)
+    _check_crop(source, crop, label)
+    for key, number in (("prefetch", prefetch), ("num_workers", num_workers)):
+        if number < 0:
+            raise ValueError(f"{key}: expected 0 or more, found {number}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected 0 to 2**32 - 1, found {seed}.")
+    stream = {"seed": int(seed), "clips": len(source)}
+    position = _position(state, stream)
+    index, count = shard
+    data = grain.MapDataset.source(_Clips(source, offsets, flow_pairs, label)).seed(seed).shuffle().repeat()
+    # Augmenting before sharding ties the random numbers to the position in the whole stream.
+    data = data.random_map(functools.partial(_augment, flip=flip, crop=None if crop is None else tuple(crop)))
+    data = data[position + index :: count].to_iter_dataset(_read_options(num_threads, prefetch))
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain hands its flags to the workers; where no absl app has parsed them, their defaults do.
+            flags.FLAGS.mark_as_parsed()
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch)))
+    # Batching comes after the workers: their number then cannot change which clips meet in a batch.
+    return _with_state(data.batch(batch_size, batch_fn=_stack), stream, position, batch_size * count)
+
+
+def _with_state(data, stream, position, step):
+    iterator = iter(data)
+    try:
+        for batch in iterator:
+            position += step
+            yield batch, {**stream, "position": position}
+    finally:
+        iterator.close()
+
+
+def _position(state, stream):
+    if state is None:
+        return 0
+    found = {key: state.get(key) for key in stream}
+    if found != stream or state.get("position", -1) < 0:
+        raise ValueError(f"Data position {state} does not belong to this stream ({stream}): other seed or other data.")
+    return state["position"]
+
+
+def _read_options(num_threads, prefetch):
+    return grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads) if prefetch else 0
+    )
+
+
+def _check_numbers(source, batch_size, shard, num_threads):
+    index, count = shard
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, found {batch_size}.")
+    if not 0 <= index < count:
+        raise ValueError(f"shard: expected (index, count) with 0 <= index < count, found {shard}.")
+    if num_threads < 0:
+        raise ValueError(f"num_threads: expected 0 or more, found {num_threads}.")
+    if len(source) == 0:
+        raise ValueError(f"{source.path}: the set holds no clips.")
+
+
+def _check_crop(source, crop, label):
+    if crop is None:
+        return
+    size, label_size = source.spec.size, source.spec.label_size
+    if not (0 < crop[0] <= size[0] and 0 < crop[1] <= size[1]):
+        raise ValueError(f"crop: expected a window within the frames' {size}, found {tuple(crop)}.")
+    if label and label_size != size:
+        raise ValueError(
+            f"crop: labels have to be prepared at the frames' size {size} to be cropped with them, found label_size="
+            f"{label_size}. Set DatasetSpec.label_size and prepare the set again."
+        )
+
+
+def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=(0, 1)):
+    """Iterates once over all clips, in order, with labels.
+
+    Process i of n takes the clips i, i + n, …; every process gets the same number of batches, filled up by repeating
+    the set's last clip.
+
+    Args:
+      source: `ClipSource`.
+      batch_size: clips in a batch of this process, B.
+      offsets: frame offsets, newest first, T of them.
+      flow_pairs: pairs (a, b), P of them.
+      num_threads: threads that read and decode; 0 reads in the caller's thread.
+      shard: (index, count) of this process.
+
+    Returns:
+      An iterator over batches as in `train_batches`, with `label` `[B, HL, WL]` and `valid` `[B]` bool, False where a
+      clip only fills up the batch. `close()` ends its threads.
+
+    Raises:
+      ValueError: the set does not hold what is asked for, or a number makes no sense.
+    """
+    source.check(offsets, flow_pairs)
+    _check_numbers(source, batch_size, shard, num_threads)
+    index, count = shard
+    total = len(source)
+    batches = -(-total // (batch_size * count))
+    decoded = _Clips(source, offsets, flow_pairs, True)
+
+    def read(position):
+        return {**decoded[min(position, total - 1)], "valid": np.bool_(position < total)}
+
+    data = grain.MapDataset.range(batches * batch_size * count)[index::count].map(read)
+    data = data.to_iter_dataset(_read_options(num_threads, 2 * num_threads)).batch(batch_size, batch_fn=_stack)
+    return _closing(data)
+
+
+def _closing(data):
+    iterator = iter(data)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -1,0 +1,159 @@
+"""What a prepared set holds: which data set, which frames and flow, at which size."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from input_pipeline import labels
+
+# Changes whenever the same files and the same spec would give other prepared content.
+VERSION = "1.0.0"
+
+DATASETS = ("viper", "synthia_seq", "cityscapes_seq")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """One data set, as it is to be prepared.
+
+    Attributes:
+      name: `viper`, `synthia_seq` or `cityscapes_seq`.
+      raw_dir: the owner's folder, the one that holds `train/img`, `leftImg8bit_sequence` or `SYNTHIA-SEQS-*`.
+      split: `train` or `val`. SYNTHIA-Seq has no split folders: every split reads all of it, `list_file` divides it.
+      classes: label setting, `viper` or `synthia_seq`.
+      size: (height, width) that frames and flow are resized to (frames bicubic by PIL). SYNTHIA-Seq loses its bottom
+        120 rows (of 760) first.
+      label_size: (height, width) that labels are resized to (nearest by PIL). None keeps the file's size, for scoring.
+      offsets: frames kept, newest first: 0 is x_t, 1 is x_{t-1}, …
+      flow_pairs: flow kept, pairs (a, b) with a < b: on x_{t-a}'s grid, pointing into x_{t-b}.
+      flow_source: `dis` (estimated on the resized frames while preparing) or `precomputed` (read from files).
+      flow_dir: with `precomputed`, the folder that holds the files, flat or in a sub-folder named after the split.
+      flow_scale: how values scale when precomputed flow is resized: `align_corners` or `public` (see `resize_flow`).
+      list_file: restricts the set to the frames it names, one a line; empty for all labelled frames.
+      skip_bad: leaves clips with bad files out instead of stopping.
+
+    Raises:
+      ValueError: a value is unknown, or two do not fit together.
+    """
+
+    name: str
+    raw_dir: str
+    split: str
+    classes: str
+    size: tuple[int, int]
+    label_size: tuple[int, int] | None
+    offsets: tuple[int, ...]
+    flow_pairs: tuple[tuple[int, int], ...]
+    flow_source: str
+    flow_dir: str = ""
+    flow_scale: str = "align_corners"
+    list_file: str = ""
+    skip_bad: bool = False
+
+    def __post_init__(self):
+        # Configs and JSON give lists; tuples make equal specs compare equal.
+        object.__setattr__(self, "size", tuple(self.size))
+        object.__setattr__(
+            self,
+            "label_size",
+            None if self.label_size is None else tuple(self.label_size),
+        )
+        object.__setattr__(self, "offsets", tuple(self.offsets))
+        object.__setattr__(self, "flow_pairs", tuple(tuple(pair) for pair in self.flow_pairs))
+        labels.train_id_table(self.name, self.classes)
+        _expect(self.split in ("train", "val"), "split", self.split, "'train' or 'val'")
+        _expect(_is_size(self.size), "size", self.size, "(height, width), both at least 2")
+        _expect(
+            self.label_size is None or _is_size(self.label_size),
+            "label_size",
+            self.label_size,
+            "a size or None",
+        )
+        ordered = sorted(set(self.offsets))
+        _expect(
+            list(self.offsets) == ordered and ordered[:1] == [0],
+            "offsets",
+            self.offsets,
+            "frame offsets that start with 0 and rise, such as (0, 1)",
+        )
+        for pair in self.flow_pairs:
+            _expect(
+                len(pair) == 2 and pair[0] < pair[1] and set(pair) <= set(self.offsets),
+                "flow_pairs",
+                pair,
+                f"pairs (a, b) with a < b, both among offsets={self.offsets}",
+            )
+        _expect(
+            self.flow_source in ("dis", "precomputed"),
+            "flow_source",
+            self.flow_source,
+            "'dis' or 'precomputed'",
+        )
+        _expect(
+            self.flow_scale in ("align_corners", "public"),
+            "flow_scale",
+            self.flow_scale,
+            "'align_corners' or 'public'",
+        )
+        if self.flow_source == "precomputed" and self.flow_pairs:
+            _expect(
+                bool(self.flow_dir),
+                "flow_dir",
+                self.flow_dir,
+                "the folder with the flow files",
+            )
+
+
+def _expect(condition, key, found, expected):
+    if not condition:
+        raise ValueError(f"DatasetSpec.{key}: expected {expected}, found {found!r}.")
+
+
+def _is_size(size):
+    return len(size) == 2 and all(isinstance(side, int) and side >= 2 for side in size)
+
+
+def read_list(path):
+    """Reads a list file.
+
+    Args:
+      path: text file, one frame a line: a clip name such as `001_00010`, or the path of its image, as the lists of the
+        field's public code have it (`frankfurt/frankfurt_000000_000294_leftImg8bit.png`). Empty lines are skipped.
+
+    Returns:
+      The names in the file's order, without folders, endings and `_leftImg8bit`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"list_file: no such file: {path}. Expected a text file with one clip name a line.")
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return [Path(line).name.partition(".")[0].removesuffix("_leftImg8bit") for line in lines if line]
+
+
+def prepared_path(spec, prepared_dir):
+    """Names the folder of a prepared set.
+
+    Args:
+      spec: `DatasetSpec`.
+      prepared_dir: folder that holds all prepared sets.
+
+    Returns:
+      `prepared_dir/NAME/SPLIT-HxW-HASH/VERSION`. HASH covers everything in the spec that affects the content, with the
+      list file's names rather than its path. The raw files' own content is not part of it.
+    """
+    content = dataclasses.asdict(spec)
+    content["raw_dir"] = os.path.abspath(spec.raw_dir)
+    content["list_file"] = sorted(set(read_list(spec.list_file))) if spec.list_file else None
+    if spec.flow_source == "precomputed" and spec.flow_pairs:
+        content["flow_dir"] = os.path.abspath(spec.flow_dir)
+    else:
+        # Without files to read, where they would lie and how they would scale changes nothing.
+        del content["flow_dir"], content["flow_scale"]
+    content["version"] = VERSION
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    height, width = spec.size
+    return Path(prepared_dir) / spec.name / f"{spec.split}-{height}x{width}-{digest}" / VERSION

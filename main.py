@@ -1,0 +1,45 @@
+"""Trains, adapts, evaluates and applies video segmentation models.
+
+    python main.py --config=configs/synthetic.py --workdir=runs/synthetic
+"""
+
+import os
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+MODES = ("auto", "pretrain", "adapt", "evaluate", "predict")
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Folder of the run: data, checkpoints, logs, report.")
+flags.DEFINE_enum("mode", "auto", MODES, "auto does what is missing of pretrain, adapt, evaluate and report.")
+flags.DEFINE_string("input", None, "predict: a video file or a folder of frames.")
+flags.DEFINE_string("output", None, "predict: folder for class maps and overlays.")
+flags.DEFINE_string("row", None, "predict: which row of the run's table to apply; default the adapted one.")
+
+
+def main(argv):
+    """Sets up devices and hands over."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
+    config, workdir = FLAGS.config, FLAGS.workdir
+    # Before anything asks for a device. Accelerators, where there are any, are used all the same.
+    jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilation_cache"))
+
+    from stpl_jax import modes
+
+    logging.info("devices: %s", jax.devices())
+    if FLAGS.mode == "predict":
+        if not FLAGS.input or not FLAGS.output:
+            raise app.UsageError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
+        modes.predict(config, workdir, FLAGS.row, FLAGS.input, FLAGS.output)
+    else:
+        getattr(modes, FLAGS.mode)(config, workdir)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,141 @@
+"""Scoring: mIoU and temporal consistency of a segmentation network over a validation set."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stpl_jax import parallel
+from stpl_jax.methods.forward import flow_on_grid, frames_first
+from stpl_jax.metrics.segmentation import confusion_matrix, iou, mean_iou
+from stpl_jax.metrics.temporal_consistency import ConsistencyCounts, consistency_counts, consistency_shares
+from stpl_jax.ops.resize import argmax_resized
+from stpl_jax.ops.warp import warp
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores over a set.
+
+    Attributes:
+      miou: mean IoU over the evaluated classes, percent.
+      iou: IoU of each evaluated class, percent; NaN for a class that does not occur.
+      temporal_consistency: share of pixels whose class is the same in x_t and x_{t-1}, percent (paper, appendix A2).
+      temporal_consistency_warped: the same after moving x_{t-1}'s classes along the flow.
+      confusion: `[K, K]` int64 pixel counts, rows are labels.
+    """
+
+    miou: float
+    iou: dict[str, float]
+    temporal_consistency: float
+    temporal_consistency_warped: float
+    confusion: np.ndarray
+
+    def as_json(self):
+        """Returns the scores as JSON-able values; a class that does not occur is null."""
+        return {
+            "miou": self.miou,
+            "iou": {name: None if np.isnan(value) else value for name, value in self.iou.items()},
+            "temporal_consistency": self.temporal_consistency,
+            "temporal_consistency_warped": self.temporal_consistency_warped,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def segment_clips(segmenter, variables, frames, flow, flow_scale):
+    """Scores x_t and x_{t-1} of each clip as inference does: running averages, each fused with the frame before it.
+
+    Args:
+      segmenter: an `Accel`.
+      variables: its `params` and `batch_stats`.
+      frames: `[B, 3, H, W, 3]` RGB, x_t first.
+      flow: `[B, 2, H, W, 2]` int16, tenths of a pixel: x_t into x_{t-1}, x_{t-1} into x_{t-2}.
+      flow_scale: `config.flow.scale`.
+
+    Returns:
+      Fused scores of x_t and of x_{t-1}, `[B, h, w, K]` each.
+    """
+    features = segmenter.apply(variables, frames_first(frames), method="features").main  # [3, B, h, w, C]
+    count, batch = features.shape[:2]
+    scores = segmenter.apply(variables, features.reshape(-1, *features.shape[2:]), method="classify_main")
+    scores = scores.reshape(count, batch, *scores.shape[1:])
+    flow = flow_on_grid(flow, scores.shape[2:4], flow_scale).astype(scores.dtype)
+    return tuple(
+        segmenter.apply(variables, scores[k], warp(scores[k + 1], flow[:, k]), method="fuse") for k in range(2)
+    )
+
+
+def make_eval_step(segmenter, flow_scale):
+    """Builds and compiles the evaluation of one batch on all devices.
+
+    Class maps are made at the label's own size by blocks of rows; full-size scores never exist.
+
+    Returns:
+      A function of replicated `params` and `batch_stats` and a batch split over devices, as `eval_batches` gives it,
+      that returns summed counts on each device: the confusion matrix and `ConsistencyCounts`.
+    """
+
+    def eval_step(params, batch_stats, batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        scores = segment_clips(segmenter, variables, batch["frames"], batch["flow"], flow_scale)
+        size = batch["label"].shape[1:]
+
+        def score_clip(clip):
+            current, earlier, flow, label, valid = clip
+            current, earlier = argmax_resized(current, size), argmax_resized(earlier, size)
+            counts = confusion_matrix(label, current, segmenter.num_classes)
+            consistency = consistency_counts(current, earlier, flow_on_grid(flow, size, flow_scale))
+            return jax.tree.map(lambda x: jnp.where(valid, x, 0), (counts, consistency))
+
+        clips = (*scores, batch["flow"][:, 0], batch["label"], batch["valid"])
+        counts = jax.tree.map(lambda x: x.sum(0), jax.lax.map(score_clip, clips))
+        return jax.lax.psum(counts, parallel.AXIS)
+
+    return parallel.pmap(eval_step)
+
+
+def evaluate(eval_step, params, batch_stats, batches, classes, evaluated):
+    """Scores a network over a validation set.
+
+    Args:
+      eval_step: of `make_eval_step`.
+      params, batch_stats: the segmentation network's, replicated.
+      batches: of `input_pipeline.loader.eval_batches`.
+      classes: names of the K classes.
+      evaluated: `[K]` bool, the classes that count.
+
+    Returns:
+      An `Evaluation`.
+
+    Raises:
+      ValueError: there are no clips.
+    """
+    pending, confusion, consistency = [], 0, []
+
+    def collect(counts):
+        nonlocal confusion
+        counts = parallel.unreplicate(counts)
+        confusion = confusion + counts[0].astype(np.int64)
+        consistency.append(counts[1])
+
+    for batch in parallel.prefetch(
+        parallel.split_over_devices({k: b[k] for k in ("frames", "flow", "label", "valid")}) for b in batches
+    ):
+        pending.append(eval_step(params, batch_stats, batch))
+        # One batch behind: reading a result must not hold up the next batch.
+        if len(pending) > 1:
+            collect(pending.pop(0))
+    for counts in pending:
+        collect(counts)
+    if not consistency:
+        raise ValueError("The validation set has no clips to score.")
+    raw, warped = consistency_shares(ConsistencyCounts(*(np.stack(column) for column in zip(*consistency, strict=True))))
+    per_class = iou(confusion)
+    return Evaluation(
+        miou=mean_iou(confusion, evaluated),
+        iou={name: float(per_class[i]) for i, name in enumerate(classes) if evaluated[i]},
+        temporal_consistency=raw,
+        temporal_consistency_warped=warped,
+        confusion=confusion,
+    )

@@ -1,0 +1,74 @@
+"""The pixel-to-pixel contrastive loss (paper, section 3.2, equations 1-4)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def pixel_contrast(queries, keys, query_labels, key_labels, query_mask, key_mask, num_classes, temperature):
+    """Contrasts each query pixel with the keys of its own class against the keys of all others.
+
+        L_q = -1/|P_q| Σ_{q+ ∈ P_q} log( exp(q·q+/τ) / Σ_{q- ∈ N_q} exp(q·q-/τ) )
+
+    The denominator runs over NEGATIVES only, as equation 3 is printed, so the positive term is linear in the key and
+    only the mean key of each class is needed:
+
+        L_q = logsumexp_{k ∈ N_q}(q·k/τ) - q·μ_{y_q}/τ
+
+    Args:
+      queries: `[N, D]`, unit length.
+      keys: `[M, D]`, unit length.
+      query_labels, key_labels: `[N]` and `[M]` int32, in 0..num_classes-1.
+      query_mask, key_mask: `[N]` and `[M]` bool, the pixels that take part.
+      num_classes: K.
+      temperature: τ.
+
+    Returns:
+      `loss` `[N]`, unreduced, and `valid` `[N]` bool: the queries that take part and have a positive and a negative.
+      `loss` is 0 where not `valid`, and so is its gradient.
+    """
+    members = jax.nn.one_hot(key_labels, num_classes, dtype=keys.dtype) * key_mask[:, None].astype(keys.dtype)  # [M, K]
+    sizes = members.sum(0)  # [K]
+    means = jnp.einsum("mk,md->kd", members, keys, precision="highest") / jnp.maximum(sizes, 1)[:, None]
+    positives = sizes[query_labels]
+    valid = query_mask & (positives > 0) & (sizes.sum() > positives)
+
+    negative = (query_labels[:, None] != key_labels[None, :]) & key_mask[None, :]  # [N, M]
+    similarity = jnp.einsum("nd,md->nm", queries, keys, precision="highest") / temperature
+    # A query without negatives gets one row of zeros: finite, masked below, and without gradient.
+    allowed = negative | ~valid[:, None]
+    log_negatives = jax.nn.logsumexp(jnp.where(valid[:, None], similarity, 0.0), axis=-1, where=allowed)
+    attraction = jnp.sum(queries * means[query_labels], -1) / temperature
+    return jnp.where(valid, log_negatives - attraction, 0.0), valid
+
+
+def masked_mean(values, mask, weights=None):
+    """Averages the values where the mask is set; nothing set gives 0 (a clip of one class counts as zero).
+
+    Args:
+      values: `[N]`.
+      mask: `[N]` bool.
+      weights: `[N]`, or None for equal weights.
+
+    Returns:
+      A scalar: Σ w·v / Σ w over the mask.
+    """
+    weights = mask.astype(values.dtype) * (1 if weights is None else weights)
+    total = weights.sum()
+    return jnp.sum(weights * jnp.where(mask, values, 0.0)) / jnp.where(total > 0, total, 1.0)
+
+
+def class_balance(labels, mask, num_classes, power):
+    """Weighs each pixel by its class's count to a power: -0.5 lifts rare classes, 0 weighs all pixels alike.
+
+    Args:
+      labels: `[N]` int32.
+      mask: `[N]` bool, the pixels that count.
+      num_classes: K.
+      power: exponent, 0 or negative.
+
+    Returns:
+      `[N]` float32; 0 where the mask is not set.
+    """
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * mask[:, None].astype(jnp.float32)
+    counts = jnp.maximum(one_hot.sum(0), 1.0)
+    return jnp.where(mask, counts[labels] ** power, 0.0)

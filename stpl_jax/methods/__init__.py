@@ -1,0 +1,32 @@
+"""Every method by its name on the command line."""
+
+from functools import partial
+
+from stpl_jax.methods.bn_statistics import BNStatistics
+from stpl_jax.methods.self_training import SelfTraining
+from stpl_jax.methods.stpl import STPL
+from stpl_jax.methods.supervised import Supervised
+
+METHODS = {
+    "source_only": partial(Supervised, domain="source"),
+    "oracle": partial(Supervised, domain="target"),
+    "bn_statistics": BNStatistics,
+    "self_training": SelfTraining,
+    "stpl": STPL,
+    # STPL's special cases, as Table 3 names them: shorthands for methods.stpl.objective.
+    "spatial": partial(STPL, objective="spatial"),
+    "temporal": partial(STPL, objective="temporal"),
+    "duplicate": partial(STPL, objective="duplicate"),
+    "naive": partial(STPL, objective="naive"),
+}
+
+
+def make_method(config, segmenter):
+    """Builds the method that `config.method` names.
+
+    Raises:
+      ValueError: there is no method of that name.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
+    return METHODS[config.method](config, segmenter)

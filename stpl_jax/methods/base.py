@@ -1,0 +1,85 @@
+"""The contract between a method of the paper's tables and the training loop.
+
+A method says which data it needs, which parameters it adds, and what its loss is; the loop knows nothing else about it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flax import struct
+
+# Parameters that no method of the paper trains, as regular expressions on parameter paths.
+BATCH_NORM_PARAMETERS = r"/(bn\d|downsample_1)/(scale|bias)$"
+CLASSIFIER_PARAMETERS = r"^segmenter/(layer5|layer6|sf_layer)/"
+
+
+@dataclass(frozen=True)
+class DomainNeeds:
+    """What a method reads of one domain; the loader decodes nothing else.
+
+    Attributes:
+      offsets: frames of a clip, newest first: 0 is x_t, 1 is x_{t-1}.
+      flow_pairs: pairs (a, b), flow on the grid of x_{t-a} that points into x_{t-b}.
+      labels: whether x_t's label is read.
+    """
+
+    offsets: tuple[int, ...] = (0, 1)
+    flow_pairs: tuple[tuple[int, int], ...] = ((0, 1),)
+    labels: bool = False
+
+
+class Aux(struct.PyTreeNode):
+    """What a loss hands on besides its value.
+
+    Attributes:
+      batch_stats: running averages after the step's forward passes.
+      metrics: scalars for the log, by name.
+      extra: whatever `after_update` wants of the forward passes.
+    """
+
+    batch_stats: Any
+    metrics: dict[str, Any] = struct.field(default_factory=dict)
+    extra: Any = None
+
+
+class Method(Protocol):
+    """A method of the paper's tables.
+
+    Attributes:
+      needs: by domain, `source` or `target`; a domain that is not named is never opened.
+    """
+
+    needs: Mapping[str, DomainNeeds]
+
+    def init(self, key, variables):
+        """Adds the method's own parameters to a segmentation network.
+
+        Args:
+          key: random key.
+          variables: the segmentation network's `params` and `batch_stats`.
+
+        Returns:
+          Parameters by group, `{"network": {"segmenter": ..., ...}, ...}`, each group with an optimiser of its own;
+          and what is kept from step to step without being trained (a teacher, say), or None.
+        """
+
+    def optimisers(self, settings):
+        """Returns one Optax transformation for each group of parameters; `settings` is `config.optim`."""
+
+    def loss(self, params, state, batch, key):
+        """Computes the losses on one device's clips.
+
+        Args:
+          params: parameters by group; gradients are taken with respect to all of them.
+          state: the `TrainState` before the step.
+          batch: by domain, `frames` `[B, T, H, W, 3]` uint8 RGB, `flow` `[B, P, H, W, 2]` int16 in tenths of a pixel,
+            `label` `[B, H, W]` uint8 if asked for, `index` `[B]` int32, the clip's global number.
+          key: this step's random key.
+
+        Returns:
+          One scalar per group of parameters that is trained (`stop_gradient` keeps them apart), and an `Aux`.
+        """
+
+    def after_update(self, state, aux):
+        """Returns the state after the optimisers' update, with moving averages moved and copies refreshed."""

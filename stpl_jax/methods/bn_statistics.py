@@ -1,0 +1,37 @@
+"""The control that the paper lacks: forward passes on target, which move the running averages; nothing is trained."""
+
+from stpl_jax.methods.base import Aux, DomainNeeds
+from stpl_jax.methods.forward import extract, frames_first
+
+
+class BNStatistics:
+    """Adapts batch normalisation's running averages to target video and leaves every parameter alone."""
+
+    def __init__(self, config, segmenter):
+        if config.batch_norm.mode == "running":
+            raise ValueError(
+                "method=bn_statistics moves the running averages, and batch_norm.mode=running keeps them as they are: "
+                "nothing would change. Use batch_norm.mode=batch or sync."
+            )
+        self.config, self.segmenter = config, segmenter
+        self.needs = {"target": DomainNeeds(flow_pairs=())}
+
+    def init(self, key, variables):
+        del key
+        return {"network": {"segmenter": variables["params"]}}, None
+
+    def optimisers(self, settings):
+        del settings
+        return {}
+
+    def loss(self, params, state, batch, key):
+        del key
+        groups = frames_first(batch["target"]["frames"])
+        _, stats = extract(
+            self.segmenter, params["network"]["segmenter"], state.batch_stats, groups, self.config.batch_norm
+        )
+        return {}, Aux(stats)
+
+    def after_update(self, state, aux):
+        del aux
+        return state

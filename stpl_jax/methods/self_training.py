@@ -1,0 +1,55 @@
+"""Vanilla self-training (paper, section 4.3, Table 3): cross-entropy against the model's own confident predictions."""
+
+import jax
+import jax.numpy as jnp
+
+from stpl_jax import optim
+from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.losses.pseudo_labels import confident_pixels
+from stpl_jax.losses.segmentation import cross_entropy
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.forward import extract, flow_on_grid, frames_first, fused_scores
+
+
+class SelfTraining:
+    """Cross-entropy of the fused scores, main + 0.1 · auxiliary, at feature resolution, on the confident pixels."""
+
+    def __init__(self, config, segmenter):
+        self.config, self.segmenter = config, segmenter
+        self.settings = config.methods.self_training
+        self.needs = {"target": DomainNeeds()}
+
+    def init(self, key, variables):
+        del key
+        return {"network": {"segmenter": variables["params"]}}, None
+
+    def optimisers(self, settings):
+        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
+
+    def loss(self, params, state, batch, key):
+        del key
+        data, segmenter = batch["target"], params["network"]["segmenter"]
+        frames = frames_first(data["frames"])
+        current, stats = extract(self.segmenter, segmenter, state.batch_stats, frames[:1], self.config.batch_norm)
+        earlier, stats = extract(
+            self.segmenter, jax.lax.stop_gradient(segmenter), stats, frames[1:2], self.config.batch_norm
+        )
+        pair = [jax.tree.map(lambda f: f[0], features) for features in (current, earlier)]
+        flow = flow_on_grid(data["flow"][:, 0], pair[0].main.shape[1:3], self.config.flow.scale)
+        scores = jax.tree.map(
+            lambda s: s.reshape(s.shape[0], -1, s.shape[-1]), fused_scores(self.segmenter, segmenter, pair, flow)
+        )  # [B, P, K]
+
+        topk = self.settings.topk
+        index, labels, mask = jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(scores.main)
+
+        def on_confident(scores):
+            picked = jnp.take_along_axis(scores, index[..., None], 1)
+            return masked_mean(cross_entropy(picked, labels)[0].ravel(), mask.ravel())
+
+        loss = on_confident(scores.main) + self.config.auxiliary_weight * on_confident(scores.auxiliary)
+        return {"network": loss}, Aux(stats)
+
+    def after_update(self, state, aux):
+        del aux
+        return state

@@ -1,0 +1,94 @@
+"""The four fusions of Table 4: features of several frames, aligned, into one feature map."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def _frames_to_channels(features):
+    batch, frames, height, width, channels = features.shape
+    return jnp.moveaxis(features, 1, 3).reshape(batch, height, width, frames * channels)
+
+
+class Add(nn.Module):
+    """Element-wise addition: `[B, T, h, w, C]` to `[B, h, w, C]`."""
+
+    @nn.compact
+    def __call__(self, features):
+        return features.sum(1)
+
+
+class Concat(nn.Module):
+    """Concatenation, earliest frame first: `[B, T, h, w, C]` to `[B, h, w, T·C]`."""
+
+    @nn.compact
+    def __call__(self, features):
+        return _frames_to_channels(features)
+
+
+def average_frames(key, shape, dtype):
+    """Initialises a 1×1 convolution from T·C to C channels as the mean over frames."""
+    frames = shape[-2] // shape[-1]
+    return (jnp.tile(jnp.eye(shape[-1], dtype=dtype), (frames, 1)) / frames).reshape(shape)
+
+
+class Conv1x1(nn.Module):
+    """A 1×1 convolution of the concatenated frames: `[B, T, h, w, C]` to `[B, h, w, C]`.
+
+    Attributes:
+      initial: `random` (the paper does not say; LeCun normal) or `average` (starts as the mean over frames).
+    """
+
+    initial: str = "random"
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features):
+        inits = {"random": nn.initializers.lecun_normal(), "average": average_frames}
+        if self.initial not in inits:
+            raise ValueError(f"fusion_init is one of {sorted(inits)}, found {self.initial!r}.")
+        return nn.Conv(
+            features.shape[-1], (1, 1), kernel_init=inits[self.initial], param_dtype=self.param_dtype, name="conv"
+        )(_frames_to_channels(features))
+
+
+class Stam(nn.Module):
+    """Spatio-Temporal Attention Module (paper, appendix A1, equations 5-7).
+
+        A_tem = sigmoid(FC(avg) + FC(max)), pooled over C, h, w; one shared FC T → T, its bias counted in both terms
+        A_spa = sigmoid(conv7×7([avg, max])), pooled over T and C of A_tem ⊗ z'
+        z     = A_spa ⊗ (A_tem ⊗ z') ⊕ z', frames concatenated
+
+    `[B, T, h, w, C]`, earliest frame first, to `[B, h, w, T·C]`.
+    """
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features):
+        frames = features.shape[1]
+        shared = nn.Dense(frames, param_dtype=self.param_dtype, name="temporal")
+        temporal = jax.nn.sigmoid(shared(features.mean((2, 3, 4))) + shared(features.max((2, 3, 4))))  # [B, T]
+        attended = temporal[:, :, None, None, None] * features
+        pooled = jnp.stack([attended.mean((1, 4)), attended.max((1, 4))], -1)  # [B, h, w, 2]
+        spatial = nn.Conv(1, (7, 7), padding=3, param_dtype=self.param_dtype, name="spatial")(pooled)  # [B, h, w, 1]
+        return _frames_to_channels(jax.nn.sigmoid(spatial)[:, None] * attended + features)
+
+
+def make_fusion(name, init="random", param_dtype=jnp.float32):
+    """Builds a fusion by its name in the paper's Table 4: `stam`, `concat`, `conv1x1` or `add`.
+
+    Raises:
+      ValueError: no such fusion.
+    """
+    fusions = {
+        "add": Add,
+        "concat": Concat,
+        "conv1x1": lambda: Conv1x1(init, param_dtype),
+        "stam": lambda: Stam(param_dtype),
+    }
+    if name not in fusions:
+        raise ValueError(f"fusion is one of {sorted(fusions)}, found {name!r}.")
+    return fusions[name]()

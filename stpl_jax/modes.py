@@ -1,0 +1,124 @@
+"""What `main.py --mode=...` does: which rows are trained, from which weights, and what follows."""
+
+import json
+from pathlib import Path
+
+from stpl_jax import checkpoint, report
+from stpl_jax import predict as prediction
+from stpl_jax.parallel import replicate
+from stpl_jax.rows import row_config, row_names
+from stpl_jax.run_log import write_atomically
+from stpl_jax.train import EVALUATION, Validation, build_segmenter, train
+
+
+def auto(config, workdir, progress=print):
+    """Does what is missing of source training, adaptation, evaluation and report."""
+    _note_settings(config, workdir)
+    for row in row_names(config):
+        run_row(config, workdir, row, progress)
+    report.write_report(config, workdir, progress)
+
+
+def pretrain(config, workdir, progress=print):
+    """Trains the source model."""
+    _note_settings(config, workdir)
+    run_row(config, workdir, "source_only", progress)
+
+
+def adapt(config, workdir, progress=print):
+    """Adapts the source model by `config.method`.
+
+    Raises:
+      CheckpointError: there is no source model.
+    """
+    _note_settings(config, workdir)
+    run_row(config, workdir, config.method, progress)
+
+
+def evaluate(config, workdir, progress=print):
+    """Scores again every row of the working directory that has a checkpoint, and writes the report anew."""
+    _note_settings(config, workdir)
+    rows = [row for row in row_names(config) if (Path(workdir) / row / checkpoint.FOLDER).is_dir()]
+    if not rows:
+        raise checkpoint.CheckpointError(
+            f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt first."
+        )
+    for row in rows:
+        settings = row_config(config, row)
+        stored = checkpoint.load_model(Path(workdir) / row / checkpoint.FOLDER)
+        score = _score(settings, workdir, stored, progress)
+        before = Path(workdir) / row / EVALUATION
+        best = json.loads(before.read_text())["best_on_validation"] if before.is_file() else score
+        _write_evaluation(settings, workdir, row, stored, score, best)
+        progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
+    report.write_report(config, workdir, progress)
+
+
+def predict(config, workdir, row, source, output, progress=print):
+    """Segments a video file or a folder of frames with the working directory's model."""
+    model = prediction.load(config.init_from or workdir, row)
+    prediction.predict_files(model, source, output, progress)
+
+
+def run_row(config, workdir, row, progress=print):
+    """Trains and scores one row of the table, or finds it done.
+
+    Raises:
+      CheckpointError: the row starts from a source model, and there is none.
+    """
+    settings = row_config(config, row)
+    done = Path(workdir) / row / EVALUATION
+    if done.is_file() and json.loads(done.read_text())["last"]["step"] == settings.optim.steps:
+        progress(f"{row}  is done: {done}")
+        return
+    if row != "source_only":
+        train(settings, workdir, row, source_model(config, workdir), progress)
+    elif config.init_from:
+        stored = checkpoint.load_model(config.init_from, row)
+        score = _score(settings, workdir, stored, progress) | {"step": settings.optim.steps}
+        _write_evaluation(settings, workdir, row, stored, score, score)
+        progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
+    else:
+        train(settings, workdir, row, config.pretrain_from, progress)
+
+
+def source_model(config, workdir):
+    """Returns the path of the source model: `config.init_from`, or the working directory's own.
+
+    Raises:
+      CheckpointError: neither is there; the message says how to get one.
+    """
+    if config.init_from:
+        return config.init_from
+    own = Path(workdir) / "source_only" / checkpoint.FOLDER
+    try:
+        return str(checkpoint.find_checkpoint(own))
+    except checkpoint.CheckpointError:
+        raise checkpoint.CheckpointError(
+            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, with "
+            "the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
+            "--config.init_from=CHECKPOINT."
+        ) from None
+
+
+def _note_settings(config, workdir):
+    write_atomically(Path(workdir) / "config.json", config.to_json_best_effort(indent=1))
+
+
+def _score(settings, workdir, stored, progress):
+    segmenter = build_segmenter(settings)
+    variables = replicate(stored.variables)
+    validation = Validation(settings, workdir, segmenter, progress)
+    return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.get("step", 0))
+
+
+def _write_evaluation(settings, workdir, row, stored, score, best):
+    text = {
+        "row": row,
+        "method": settings.method,
+        "source": str(stored.path),
+        "last": score,
+        "best_on_validation": best,
+        "config": json.loads(settings.to_json_best_effort()),
+    }
+    write_atomically(Path(workdir) / row / EVALUATION, json.dumps(text, indent=1))

@@ -1,0 +1,100 @@
+"""What a run writes down as it goes: progress lines, `metrics.jsonl`, TensorBoard scalars."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import tensorboardX
+
+
+def write_atomically(path, text):
+    """Writes a text file so that a reader, or a run that dies, never leaves or sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class RunLog:
+    """Scalars of one row's training; only the first process writes.
+
+    A resumed run drops what was written after its checkpoint, so that each step stands once.
+    """
+
+    def __init__(self, folder, row, steps, start, clips_per_step, every, enabled=True, progress=print):
+        """Opens the log.
+
+        Args:
+          folder: where `metrics.jsonl` and TensorBoard's file go.
+          row: name that stands before each line.
+          steps: the last step.
+          start: the step from which training goes on.
+          clips_per_step: clips of all devices and processes.
+          every: steps between printed lines.
+          enabled: False in all processes but the first.
+          progress: called with lines of text.
+        """
+        self.row, self.steps, self.clips_per_step, self.every = row, steps, clips_per_step, every
+        self.progress = progress if enabled else (lambda line: None)
+        self.timer = None
+        self.file = self.board = None
+        if enabled:
+            path = Path(folder) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _keep_until(path, start)
+            self.file = path.open("a")
+            self.board = tensorboardX.SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+
+    def step(self, step, metrics):
+        """Writes a step's metrics; prints every `every` steps, and the first and last."""
+        now = time.monotonic()
+        if self.timer is None:
+            # The first step holds the compilation: speed is counted from its end.
+            self.timer = (now, step)
+        self.write(step, metrics)
+        if step % self.every and step != self.steps and self.timer[1] != step:
+            return
+        parts = [f"{self.row}  step {step}/{self.steps}"]
+        parts += [f"{name} {value:.4g}" for name, value in metrics.items()]
+        seconds, done = now - self.timer[0], step - self.timer[1]
+        if done and seconds > 0:
+            parts.append(f"{done * self.clips_per_step / seconds:.2f} clips/s")
+            parts.append(f"left {_clock((self.steps - step) * seconds / done)}")
+        self.progress("  ".join(parts))
+
+    def write(self, step, metrics):
+        """Writes scalars without printing them."""
+        if self.file is None:
+            return
+        self.file.write(json.dumps({"step": step} | metrics) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self):
+        """Closes the files."""
+        if self.file is not None:
+            self.file.close()
+            self.board.close()
+
+
+def _keep_until(path, step):
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            # The last line of a run that was killed while it wrote.
+            continue
+    write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

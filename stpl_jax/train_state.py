@@ -1,0 +1,73 @@
+"""What training carries from step to step, and the step itself: written once, for every method."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from stpl_jax.parallel import AXIS
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that changes in training; all of it is saved in checkpoints.
+
+    Attributes:
+      step: scalar int32, steps done.
+      params: by group; `params["network"]["segmenter"]` is the segmentation network.
+      batch_stats: the segmentation network's running averages.
+      opt_state: by group.
+      extra: what the method keeps besides (a teacher, say), or None.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    extra: Any
+
+
+def create_state(method, optimisers, variables, key):
+    """Builds the state of step 0 around a segmentation network's variables."""
+    params, extra = method.init(key, variables)
+    opt_state = {group: optimiser.init(params[group]) for group, optimiser in optimisers.items()}
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, extra)
+
+
+def make_train_step(method, optimisers, seed):
+    """Builds the train step of one device, to be pmapped.
+
+    Every random number of step s comes from `fold_in(key(seed), s)`: nothing random is stored, so a resumed run is the
+    same run.
+
+    Args:
+      method: a `methods.base.Method`.
+      optimisers: one Optax transformation per group of parameters.
+      seed: whole number.
+
+    Returns:
+      A function of (state, batch) that returns the next state and the step's metrics, averaged over devices.
+    """
+
+    def train_step(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def total_loss(params):
+            losses, aux = method.loss(params, state, batch, key)
+            return sum(losses.values(), jnp.zeros(())), (losses, aux)
+
+        gradients, (losses, aux) = jax.grad(total_loss, has_aux=True)(state.params)
+        gradients, losses, aux = jax.lax.pmean((gradients, losses, aux), AXIS)
+
+        params, opt_state = dict(state.params), {}
+        for group, optimiser in optimisers.items():
+            updates, opt_state[group] = optimiser.update(gradients[group], state.opt_state[group], params[group])
+            params[group] = optax.apply_updates(params[group], updates)
+        state = state.replace(
+            step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state
+        )
+        metrics = {f"loss/{group}": loss for group, loss in losses.items()} | aux.metrics
+        return method.after_update(state, aux), metrics
+
+    return train_step

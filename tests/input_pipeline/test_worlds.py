@@ -1,0 +1,258 @@
+"""The generated files: the owners' layouts, exact labels and flow in them, the same bytes for the same seed."""
+
+import dataclasses
+import json
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.flow_files import read_flow
+from input_pipeline.labels import CLASSES, IGNORED, KNOWN_IDS, TRAIN_IDS, train_id_table
+from input_pipeline.world_layouts import file_ids, frame_size
+from input_pipeline.world_shapes import WORLD_CLASSES
+from input_pipeline.worlds import WORLD_VERSION, WorldSpec, _source_drives, write_worlds
+
+SPEC = WorldSpec(
+    seed=100, size=(64, 128), source_clips=3, target_train_clips=3, target_val_clips=3, video_frames=3, workers=1
+)
+
+
+def files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def silent(line):
+    del line
+
+
+@pytest.fixture(scope="module")
+def viper_world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("viper_world")
+    return write_worlds(SPEC, root, progress=silent)
+
+
+@pytest.fixture(scope="module")
+def synthia_world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("synthia_world")
+    return write_worlds(dataclasses.replace(SPEC, source_layout="synthia_seq"), root, progress=silent)
+
+
+@pytest.mark.parametrize("dataset", ["viper", "synthia_seq", "cityscapes_seq"])
+def test_file_ids_are_read_back_as_the_same_class(dataset):
+    ids = file_ids(dataset)
+    assert set(ids.tolist()) <= KNOWN_IDS[dataset]
+    for setting in [s for d, s in TRAIN_IDS if d == dataset]:
+        for name, train_id in zip(WORLD_CLASSES, train_id_table(dataset, setting)[ids], strict=True):
+            if name in CLASSES[setting]:
+                assert CLASSES[setting][train_id] == name
+            elif name == "rider":
+                # VIPER's setting counts riders as people.
+                assert CLASSES[setting][train_id] == "person"
+            else:
+                assert train_id == IGNORED
+
+
+def test_viper_layout(viper_world):
+    root = viper_world["source"]
+    found = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    frames = [f"train/img/{s}/{s}_{f:05d}.jpg" for s in ("001", "002", "003") for f in (8, 9, 10)]
+    labels = [f"train/cls/{s}/{s}_00010.png" for s in ("001", "002", "003")]
+    assert found == sorted(frames + labels)
+    with Image.open(root / frames[0]) as frame, Image.open(root / labels[0]) as label:
+        assert (frame.format, frame.mode, frame.size) == ("JPEG", "RGB", (128, 64))
+        assert (label.format, label.mode, label.size) == ("PNG", "L", (128, 64))
+        assert set(np.unique(label)) <= KNOWN_IDS["viper"]
+    pairs = {p.name for p in viper_world["source_flow"].glob("train/001_*")}
+    assert pairs == {f"001_{pair}_int16_x10.npy" for pair in ("0001000009", "0000900008", "0001000008")}
+
+
+def test_more_clips_than_viper_has_video_numbers():
+    drives = list(_source_drives(dataclasses.replace(SPEC, source_clips=1001)))
+    assert sum(len(drive.labelled) for drive in drives) == 1001
+    assert drives[0].labelled == (10, 20) and drives[0].frames == (8, 9, 10, 18, 19, 20)
+    assert all(re.fullmatch(r"\d{3}", drive.video) for drive in drives)
+
+
+def test_synthia_layout(synthia_world):
+    root = synthia_world["source"] / "SYNTHIA-SEQS-04-DAWN"
+    # 640 of 760 rows stay when the bottom is cut.
+    height = frame_size("synthia_seq", SPEC.size)[0]
+    assert height == 76
+    frames = sorted((root / "RGB" / "Stereo_Left" / "Omni_F").iterdir())
+    labels = sorted((root / "GT" / "LABELS" / "Stereo_Left" / "Omni_F").iterdir())
+    assert [p.name for p in frames] == [f"{10 * k + t:06d}.png" for k in range(3) for t in range(3)]
+    assert [p.name for p in labels] == [f"{10 * k + 2:06d}.png" for k in range(3)]
+    with Image.open(frames[0]) as frame:
+        assert (frame.format, frame.mode, frame.size) == ("PNG", "RGB", (128, height))
+    header = labels[0].read_bytes()[:33]
+    # PNG's header chunk: bit depth 16, colour type 2 (RGB).
+    assert (header[24], header[25]) == (16, 2)
+    red, green, blue = read_16_bit_rgb(labels[0])
+    assert set(np.unique(red)) <= KNOWN_IDS["synthia_seq"] and len(np.unique(red)) > 4
+    assert not green.any() and not blue.any()
+    names = sorted(p.name for p in (synthia_world["source_flow"] / "train").iterdir())
+    assert names == [f"{10 * k + t:06d}_int16_x10.npy" for k in range(3) for t in (1, 2)]
+
+
+def read_16_bit_rgb(path):
+    """Decodes an unfiltered or filtered 16-bit RGB PNG by the rules of the format, without an image library."""
+    data, place, packed = path.read_bytes(), 8, b""
+    while place < len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        body = data[place + 8 : place + 8 + length]
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", body[:8])
+        packed += body if kind == b"IDAT" else b""
+        place += 12 + length
+    raw, stride = zlib.decompress(packed), width * 6
+    lines, above = [], [0] * stride
+    for row in range(height):
+        kind, *line = raw[row * (stride + 1) : (row + 1) * (stride + 1)]
+        for k in range(stride):
+            left, corner = (line[k - 6], above[k - 6]) if k >= 6 else (0, 0)
+            guess = left + above[k] - corner
+            nearest = min((left, above[k], corner), key=lambda value, guess=guess: abs(guess - value))
+            line[k] = (line[k] + (0, left, above[k], (left + above[k]) // 2, nearest)[kind]) % 256
+        lines.append(line)
+        above = line
+    pixels = np.array(lines).reshape(height, width, 3, 2)
+    return np.moveaxis(pixels[..., 0] * 256 + pixels[..., 1], -1, 0)
+
+
+def test_cityscapes_layout(viper_world):
+    root = viper_world["target"]
+    labels = sorted(str(p.relative_to(root / "gtFine")) for p in (root / "gtFine").rglob("*.png"))
+    clips = {
+        "train": ("aachen_000000_000019", "bremen_000000_000019", "hamburg_000000_000294"),
+        "val": ("frankfurt_000000_000294", "lindau_000000_000019", "munster_000000_000019"),
+    }
+    assert labels == [
+        f"{split}/{name.partition('_')[0]}/{name}_gtFine_labelIds.png" for split in clips for name in clips[split]
+    ]
+    for split, names in clips.items():
+        for name in names:
+            city, sequence, number = name.split("_")
+            for back in range(3):
+                earlier = f"{city}_{sequence}_{int(number) - back:06d}"
+                path = root / "leftImg8bit_sequence" / split / city / f"{earlier}_leftImg8bit.png"
+                with Image.open(path) as frame:
+                    assert (frame.format, frame.mode, frame.size) == ("PNG", "RGB", (128, 64))
+            flows = {p.name for p in (viper_world["target_flow"] / split).glob(f"{city}_*")}
+            f, g, h = (f"{int(number) - back:06d}" for back in range(3))
+            pairs = ((f, g), (g, h), (f, h))
+            assert flows == {f"{city}_{sequence}_{a}_{b}_int16_x10.npy" for a, b in pairs}
+    video = sorted(viper_world["video"].iterdir())
+    assert [p.name for p in video] == [f"stuttgart_000000_{t:06d}_leftImg8bit.png" for t in range(3)]
+
+
+def test_written_flow_carries_the_written_frames(viper_world):
+    better, worse = [], []
+    folder = viper_world["source"] / "train" / "img"
+    for scene in ("001", "002", "003"):
+        now, before = (
+            np.asarray(Image.open(folder / scene / f"{scene}_{n:05d}.jpg")).astype(np.float64) for n in (10, 9)
+        )
+        flow = read_flow(viper_world["source_flow"] / "train" / f"{scene}_0001000009_int16_x10.npy")
+        assert flow.shape == (64, 128, 2)
+        rows, columns = np.mgrid[:64, :128]
+        rows = np.clip(np.rint(rows + flow[..., 1]).astype(int), 0, 63)
+        columns = np.clip(np.rint(columns + flow[..., 0]).astype(int), 0, 127)
+        better.append(np.abs(before[rows, columns] - now).mean())
+        worse.append(np.abs(before - now).mean())
+    assert np.mean(better) < 0.8 * np.mean(worse)
+
+
+def test_same_seed_same_bytes_on_any_number_of_processes(viper_world, tmp_path):
+    first = files(viper_world["source"].parent)
+    chunked = dataclasses.replace(SPEC, workers=2)
+    again = files(write_worlds(chunked, tmp_path / "again", progress=silent)["source"].parent)
+    assert first.keys() == again.keys()
+    assert [name for name in first if first[name] != again[name]] == []
+
+
+def test_another_seed_is_another_world(viper_world, tmp_path):
+    root = tmp_path / "other"
+    other = files(write_worlds(dataclasses.replace(SPEC, seed=101), root, progress=silent)["source"].parent)
+    first = files(viper_world["source"].parent)
+    assert [name for name in first if first[name] == other[name]] == []
+
+
+def test_source_and_target_show_other_streets(viper_world):
+    table = train_id_table("viper", "viper")
+    source = table[np.asarray(Image.open(viper_world["source"] / "train/cls/001/001_00010.png"))]
+    label = viper_world["target"] / "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    target = train_id_table("cityscapes_seq", "viper")[np.asarray(Image.open(label))]
+    assert np.mean(source != target) > 0.05
+
+
+def test_a_finished_world_is_kept(viper_world):
+    root = viper_world["source"].parent
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    lines = []
+    # The number of processes does not change the content.
+    assert write_worlds(dataclasses.replace(SPEC, workers=2), root, progress=lines.append) == viper_world
+    assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    assert len(lines) == 1 and "already" in lines[0]
+
+
+def test_another_world_in_the_folder_is_refused(viper_world):
+    root = viper_world["source"].parent
+    with pytest.raises(ValueError, match=r"seed is 100 there and 7 here"):
+        write_worlds(dataclasses.replace(SPEC, seed=7), root, progress=silent)
+    manifest = root / "manifest.json"
+    kept = manifest.read_text()
+    assert json.loads(kept)["version"] == WORLD_VERSION
+    manifest.write_text(json.dumps(json.loads(kept) | {"version": "0"}))
+    with pytest.raises(ValueError, match=r"version is '0' there"):
+        write_worlds(SPEC, root, progress=silent)
+    manifest.write_text(kept)
+
+
+def test_foreign_data_is_not_touched(tmp_path):
+    precious = tmp_path / "viper" / "train" / "img" / "001" / "001_00001.jpg"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"a real frame")
+    with pytest.raises(ValueError, match="holds viper but no manifest.json"):
+        write_worlds(SPEC, tmp_path, progress=silent)
+    assert files(tmp_path) == {"viper/train/img/001/001_00001.jpg": b"a real frame"}
+
+
+def test_an_interrupted_world_starts_again(viper_world, tmp_path):
+    def stop(line):
+        raise KeyboardInterrupt(line)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_worlds(SPEC, tmp_path, progress=stop)
+    stray = tmp_path / "viper" / "train" / "img" / "stray.jpg"
+    stray.write_bytes(b"left over")
+    assert not (tmp_path / "manifest.json").exists()
+    write_worlds(SPEC, tmp_path, progress=silent)
+    assert files(tmp_path) == files(viper_world["source"].parent)
+
+
+def test_progress_tells_how_far_it_is(tmp_path):
+    lines = []
+    small = dataclasses.replace(SPEC, size=(32, 64), source_clips=20, target_train_clips=20)
+    write_worlds(small, tmp_path, progress=lines.append)
+    counts = [int(re.match(r"worlds: (\d+)/44 scenes", line)[1]) for line in lines]
+    assert counts == sorted(set(counts)) and counts[-1] == 44 and len(counts) > 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source_layout": "kitti"}, "'viper' or 'synthia_seq'"),
+        ({"source_clips": 0}, "source_clips is 0"),
+        ({"video_frames": 0}, "video_frames is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"size": (16, 256)}, "at least 32"),
+        ({"gap": (1.0, 0.5)}, "least <= most"),
+    ],
+)
+def test_bad_specs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SPEC, **change)
