@@ -4,8 +4,8 @@
 """
 
 import os
+import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -23,21 +23,28 @@ def main(argv):
     """Sets up devices and hands over."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
+    # Imported here: processes that this one starts for rendering and decoding read this file and need neither.
+    import jax
+
+    from stpl_jax import modes
+
     config, workdir = FLAGS.config, FLAGS.workdir
     # Before anything asks for a device. Accelerators, where there are any, are used all the same.
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilation_cache"))
 
-    from stpl_jax import modes
-
     logging.info("devices: %s", jax.devices())
-    if FLAGS.mode == "predict":
-        if not FLAGS.input or not FLAGS.output:
+    try:
+        if FLAGS.mode != "predict":
+            getattr(modes, FLAGS.mode)(config, workdir)
+        elif FLAGS.input and FLAGS.output:
+            modes.predict(config, workdir, FLAGS.row, FLAGS.input, FLAGS.output)
+        else:
             raise app.UsageError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
-        modes.predict(config, workdir, FLAGS.row, FLAGS.input, FLAGS.output)
-    else:
-        getattr(modes, FLAGS.mode)(config, workdir)
+    except modes.USER_ERRORS as error:
+        # The message says what to do; a stack of our own functions would hide it.
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ _TILE = 256
 _HAZE_REACH = 160.0
 # How much of the haze the sky takes: it is bright already.
 _SKY_HAZE = 0.3
+# The real camera's colour cast: log gain of red, green and blue at gap 1; each scene's white balance varies about it.
+_CAST = np.array([0.1, 0.0, -0.18])
 
 
 @dataclass(frozen=True)
@@ -90,24 +92,24 @@ def sample_look(rng, gap):
     """
     game, real, paint, _, _ = _material_table()
     # Colours drift per class, so that all parts of a class shift together, as under other paints and other plants.
-    drift = rng.normal(0, 3 + 9 * gap, (len(WORLD_CLASSES), 3))[MATERIAL_CLASS]
+    drift = rng.normal(0, 3 + 4 * gap, (len(WORLD_CLASSES), 3))[MATERIAL_CLASS]
     grey_haze = rng.uniform(190, 225)
     return Look(
-        colours=np.clip(game + gap * (real - game) + drift, 4, 250).astype(np.float32),
+        colours=np.clip(game + 0.75 * gap * (real - game) + drift, 4, 250).astype(np.float32),
         paint=(paint * (1 - 0.25 * min(gap, 1.0))).astype(np.float32),
-        texture=0.16 + 0.62 * gap * rng.uniform(0.7, 1.2),
-        shadow=0.12 + 0.38 * gap * rng.uniform(0.3, 1.0),
+        texture=0.16 + 0.45 * gap * rng.uniform(0.7, 1.2),
+        shadow=0.12 + 0.3 * gap * rng.uniform(0.3, 1.0),
         shadow_offset=tuple(rng.uniform(0, _TILE, 2)),
         light=tuple(gap * rng.uniform(-0.3, 0.3, 2)),
-        haze=0.001 + gap * rng.uniform(0.004, 0.016),
+        haze=0.001 + gap * rng.uniform(0.003, 0.010),
         haze_colour=tuple(grey_haze + rng.normal(0, 6, 3) * gap),
-        balance=tuple(np.exp(rng.normal(0, 0.09 * gap, 3))),
-        contrast=float(np.exp(rng.normal(-0.12 * gap, 0.14 * gap))),
-        brightness=rng.normal(0, 2 + 10 * gap),
+        balance=tuple(np.exp(gap * (_CAST + rng.normal(0, 0.05, 3)))),
+        contrast=float(np.exp(rng.normal(-0.3 * gap, 0.1 * gap))),
+        brightness=rng.normal(8 * gap, 2 + 6 * gap),
         saturation=1 - 0.3 * gap * rng.uniform(0.3, 1.0),
         flicker=0.05 * gap,
         blur=0.45 + 0.45 * gap * rng.uniform(0.3, 1.2),
-        noise=0.6 + 5.5 * gap * rng.uniform(0.5, 1.2),
+        noise=0.6 + 4 * gap * rng.uniform(0.5, 1.2),
         vignette=0.3 * gap * rng.uniform(0.4, 1.0),
     )
 

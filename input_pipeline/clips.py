@@ -114,16 +114,14 @@ def read_clip(source, i, offsets, flow_pairs, label):
     flow = np.empty((len(flow_pairs), height, width, 2), np.int16)
     for p, (a, b) in enumerate(flow_pairs):
         flow[p] = base.decode_flow(example[f"flow_{a}_{b}"])
-    clip = {
-        "frames": frames,
-        "flow": flow,
-        "index": np.int32(i),
-        "name": example["name"].decode(),
-    }
+    clip = {"frames": frames, "flow": flow, "index": np.int32(i), "name": example["name"].decode()}
     if label:
         clip["label"] = _decode(example["label"], cv2.IMREAD_GRAYSCALE)
     return clip
 
 
 def _decode(data, mode):
-    return cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    if pixels is None:
+        raise ValueError("A prepared image cannot be decoded: remove the prepared set and prepare it again.")
+    return pixels

@@ -76,8 +76,8 @@ def _augment(clip, rng, *, flip, crop):
 
 
 def _stack(batch):
-    names = [clip.pop("name") for clip in batch]
-    return {**{key: np.stack([clip[key] for clip in batch]) for key in batch[0]}, "name": names}
+    stacked = {key: np.stack([clip[key] for clip in batch]) for key in batch[0] if key != "name"}
+    return {**stacked, "name": [clip["name"] for clip in batch]}
 
 
 def train_batches(
@@ -109,7 +109,7 @@ def train_batches(
       prefetch: clips that are read ahead (in each worker); 0 reads none ahead.
       flip: mirrors half the clips, chosen at random.
       crop: (h, w) of a random window, or None.
-      num_workers: worker processes; 0 uses threads only. OpenCV and zlib release the GIL, so threads mostly suffice.
+      num_workers: worker processes; 0 uses threads only. OpenCV decodes without the GIL, so threads mostly suffice.
       shard: (index, count) of this process.
       state: position to go on from, as an earlier iterator returned it; None starts anew. The number of threads,
         workers and processes may differ from then.

@@ -55,22 +55,13 @@ class DatasetSpec:
     def __post_init__(self):
         # Configs and JSON give lists; tuples make equal specs compare equal.
         object.__setattr__(self, "size", tuple(self.size))
-        object.__setattr__(
-            self,
-            "label_size",
-            None if self.label_size is None else tuple(self.label_size),
-        )
+        object.__setattr__(self, "label_size", None if self.label_size is None else tuple(self.label_size))
         object.__setattr__(self, "offsets", tuple(self.offsets))
         object.__setattr__(self, "flow_pairs", tuple(tuple(pair) for pair in self.flow_pairs))
         labels.train_id_table(self.name, self.classes)
         _expect(self.split in ("train", "val"), "split", self.split, "'train' or 'val'")
         _expect(_is_size(self.size), "size", self.size, "(height, width), both at least 2")
-        _expect(
-            self.label_size is None or _is_size(self.label_size),
-            "label_size",
-            self.label_size,
-            "a size or None",
-        )
+        _expect(self.label_size is None or _is_size(self.label_size), "label_size", self.label_size, "a size or None")
         ordered = sorted(set(self.offsets))
         _expect(
             list(self.offsets) == ordered and ordered[:1] == [0],
@@ -85,25 +76,12 @@ class DatasetSpec:
                 pair,
                 f"pairs (a, b) with a < b, both among offsets={self.offsets}",
             )
+        _expect(self.flow_source in ("dis", "precomputed"), "flow_source", self.flow_source, "'dis' or 'precomputed'")
         _expect(
-            self.flow_source in ("dis", "precomputed"),
-            "flow_source",
-            self.flow_source,
-            "'dis' or 'precomputed'",
-        )
-        _expect(
-            self.flow_scale in ("align_corners", "public"),
-            "flow_scale",
-            self.flow_scale,
-            "'align_corners' or 'public'",
+            self.flow_scale in ("align_corners", "public"), "flow_scale", self.flow_scale, "'align_corners' or 'public'"
         )
         if self.flow_source == "precomputed" and self.flow_pairs:
-            _expect(
-                bool(self.flow_dir),
-                "flow_dir",
-                self.flow_dir,
-                "the folder with the flow files",
-            )
+            _expect(bool(self.flow_dir), "flow_dir", self.flow_dir, "the folder with the flow files")
 
 
 def _expect(condition, key, found, expected):
@@ -123,7 +101,7 @@ def read_list(path):
         field's public code have it (`frankfurt/frankfurt_000000_000294_leftImg8bit.png`). Empty lines are skipped.
 
     Returns:
-      The names in the file's order, without folders, endings and `_leftImg8bit`.
+      The names in the file's order, without folders, endings, `_leftImg8bit` and `_gtFine_labelIds`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -131,7 +109,8 @@ def read_list(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"list_file: no such file: {path}. Expected a text file with one clip name a line.")
     lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return [Path(line).name.partition(".")[0].removesuffix("_leftImg8bit") for line in lines if line]
+    stems = (Path(line).name.partition(".")[0] for line in lines if line)
+    return [stem.removesuffix("_leftImg8bit").removesuffix("_gtFine_labelIds") for stem in stems]
 
 
 def prepared_path(spec, prepared_dir):
@@ -143,7 +122,7 @@ def prepared_path(spec, prepared_dir):
 
     Returns:
       `prepared_dir/NAME/SPLIT-HxW-HASH/VERSION`. HASH covers everything in the spec that affects the content, with the
-      list file's names rather than its path. The raw files' own content is not part of it.
+      list file's names rather than its path. What the raw files hold is not part of it: `prepare` compares that itself.
     """
     content = dataclasses.asdict(spec)
     content["raw_dir"] = os.path.abspath(spec.raw_dir)
@@ -156,4 +135,4 @@ def prepared_path(spec, prepared_dir):
     content["version"] = VERSION
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     height, width = spec.size
-    return Path(prepared_dir) / spec.name / f"{spec.split}-{height}x{width}-{digest}" / VERSION
+    return Path(prepared_dir).expanduser() / spec.name / f"{spec.split}-{height}x{width}-{digest}" / VERSION

@@ -66,15 +66,15 @@ class _Builder:
 
     def two_wheeler(self, shape, x, z, velocity=(0.0, 0.0), heading=0.0, mirrored=False):
         width, height = {
-            "bicycle": (1.8, 1.1), "cyclist": (1.8, 1.8), "motorcycle": (2.1, 1.2), "motorcyclist": (2.1, 1.75),
+            "bicycle": (2.0, 1.25), "cyclist": (2.0, 2.0), "motorcycle": (2.3, 1.35), "motorcyclist": (2.3, 1.95),
         }[shape]  # fmt: skip
         size = self.rng.uniform(0.95, 1.1)
         self.panel(shape, x, z, width * size, height * size, self.instance(velocity), heading, mirrored)
 
     def person(self, x, z, velocity):
-        height = self.rng.uniform(1.5, 1.95)
+        height = self.rng.uniform(1.6, 2.05)
         shape = f"person_{self.rng.integers(3)}"
-        self.panel(shape, x, z, 0.46 * height, height, self.instance(velocity), mirrored=self.rng.random() < 0.5)
+        self.panel(shape, x, z, 0.5 * height, height, self.instance(velocity), mirrored=self.rng.random() < 0.5)
 
 
 def _spots(rng, start, stop, step):
@@ -100,7 +100,7 @@ def _wall_row(rng, build, x, start, stop, crossing, kinds):
         kind = _choice(rng, **kinds)
         length, height = {
             "facade": (rng.uniform(9, 24), rng.uniform(6, 17)),
-            "boards": (rng.uniform(8, 22), rng.uniform(1.2, 2.4)),
+            "boards": (rng.uniform(8, 22), rng.uniform(1.6, 2.6)),
             "hedge": (rng.uniform(6, 16), rng.uniform(1.0, 2.8)),
             "leaves": (rng.uniform(10, 25), rng.uniform(4, 9)),
             "nothing": (rng.uniform(4, 12), 0.0),
@@ -141,7 +141,7 @@ def _skyline(rng):
 def _camera_track(rng, frames):
     """Draws the drive: `[F, 5]` x, y, z, yaw, pitch; it keeps its lane and shakes a little."""
     time = np.arange(frames)
-    speed = rng.uniform(0.25, 0.75)
+    speed = rng.uniform(0.2, 0.6)
     sway = 0.25 * np.sin(time * rng.uniform(0.02, 0.06) + rng.uniform(0, 6.3))
     yaw = rng.normal(0, 0.03) + 0.05 * np.sin(time * rng.uniform(0.03, 0.1) + rng.uniform(0, 6.3))
     pitch = rng.normal(0, 0.008) + rng.normal(0, 0.0025, frames)
@@ -156,10 +156,10 @@ def _traffic(rng, build, camera_z, own_speed, lanes, crossing):
         if x == 0 and rng.random() < 0.35:
             nearest += 30
         z = camera_z + nearest
-        while z < camera_z + 75:
+        while z < camera_z + 55:
             # The vehicle ahead never comes close: at the bottom centre of VIPER's frames a car counts as one's own.
             speed = own_speed * rng.uniform(0.95, 1.15) if x == 0 else rng.uniform(0.2, 0.75)
-            kind = _choice(rng, car=0.53, truck=0.14, bus=0.08, motorcyclist=0.13, cyclist=0.12)
+            kind = _choice(rng, car=0.53, truck=0.13, bus=0.13, motorcyclist=0.13, cyclist=0.12)
             if kind in _VEHICLES:
                 build.vehicle(kind, x + rng.normal(0, 0.12), z, oncoming, speed)
             else:
@@ -185,7 +185,7 @@ def _roadside(rng, build, side, kerb, wall, camera_z, stop, parking, crossing):
         return not crossing[0] - 5 < z < crossing[1] + 1
 
     start = camera_z + 1
-    for z in filter(free, _spots(rng, start, stop, (6.5, 15)) if parking else []):
+    for z in filter(free, _spots(rng, start, camera_z + 50, (6.5, 15)) if parking else []):
         kind = _choice(rng, car=0.74, truck=0.08, bus=0.03, motorcycle=0.15)
         x = kerb - side * 1.1
         if kind == "motorcycle":
@@ -204,25 +204,25 @@ def _roadside(rng, build, side, kerb, wall, camera_z, stop, parking, crossing):
         height = rng.uniform(5.5, 7.5)
         instance = build.instance(paint=rng.uniform(60, 170) + np.zeros(3))
         build.panel("street_lamp", edge, z, 2.0, height, instance, mirrored=side > 0)
-    for z in _spots(rng, camera_z + 6, camera_z + 60, (9, 28)):
-        face = rng.uniform(0.8, 1.15)
+    for z in _spots(rng, camera_z + 6, camera_z + 40, (9, 26)):
+        face = rng.uniform(0.85, 1.15)
         instance = build.instance(paint=rng.uniform(60, 170) + np.zeros(3))
         build.panel(f"sign_{rng.integers(4)}", edge + side * 0.2, z, face, face * rng.uniform(2.5, 2.9), instance)
     if rng.random() < 0.3:
         for z in _spots(rng, camera_z + 5, camera_z + 30, (1.8, 3.5)):
             build.panel("bollard", kerb + side * 0.25, z, 0.2, 1.0, build.instance())
-    for z in _spots(rng, camera_z + 6, camera_z + 50, (4, 17)):
+    for z in _spots(rng, camera_z + 5, camera_z + 32, (3, 14)):
         walk = rng.uniform(-0.09, 0.09)
         x = kerb + side * rng.uniform(0.8, abs(wall - kerb) - 0.4)
         build.person(x, z, (rng.normal(0, 0.01), walk))
         if rng.random() < 0.35:
             build.person(x + side * 0.7, z + 0.3, (0.0, walk))
-    for z in _spots(rng, camera_z + 6, camera_z + 45, (9, 28)):
+    for z in _spots(rng, camera_z + 6, camera_z + 32, (12, 40)):
         shape = _choice(rng, bicycle=0.7, motorcycle=0.3)
         x = kerb + side * rng.uniform(0.8, abs(wall - kerb) - 0.4)
         build.two_wheeler(shape, x, z, heading=rng.uniform(-0.8, 0.8), mirrored=rng.random() < 0.5)
-    if rng.random() < 0.45:
-        z, ahead = camera_z + rng.uniform(7, 28), rng.random() < 0.6
+    if rng.random() < 0.3:
+        z, ahead = camera_z + rng.uniform(6, 20), rng.random() < 0.6
         velocity = (0.0, rng.uniform(0.1, 0.3) * (1 if ahead else -1))
         heading = rng.uniform(0.2, 0.9) * rng.choice([-1, 1])
         build.two_wheeler("cyclist", kerb + side * rng.uniform(0.7, 1.6), z, velocity, heading, rng.random() < 0.5)
@@ -236,7 +236,7 @@ def _signals(rng, build, z, left, right):
         if state != "amber" and rng.random() < 0.45:
             build.panel(f"gantry_{state}", kerb - side * 1.6, z, 5.0, 5.2, instance, mirrored=side < 0)
         else:
-            build.panel(f"light_{state}", kerb + side * 0.4, z, 0.85, rng.uniform(3.0, 3.6), instance)
+            build.panel(f"light_{state}", kerb + side * 0.4, z, 1.0, rng.uniform(3.2, 3.8), instance)
 
 
 def sample_scene(rng, size, horizon, focal, frames, reference_time):
@@ -257,17 +257,17 @@ def sample_scene(rng, size, horizon, focal, frames, reference_time):
     camera_z, stop = track[reference_time, 2], track[-1, 2] + _REACH
     build = _Builder(rng, reference_time)
     lane = rng.uniform(3.2, 3.8)
-    right_lanes, left_lanes = int(rng.random() < 0.3), int(rng.random() < 0.35)
-    parking = rng.random(2) < 0.6
+    right_lanes, left_lanes = int(rng.random() < 0.2), int(rng.random() < 0.2)
+    parking = rng.random(2) < 0.45
     left = -lane * (1.5 + left_lanes) - 2.3 * parking[0]
     right = lane * (0.5 + right_lanes) + 2.3 * parking[1]
-    z0 = camera_z + rng.uniform(13, 38)
+    z0 = camera_z + rng.uniform(11, 26)
     crossing = (z0, z0 + rng.uniform(8, 12)) if rng.random() < 0.4 else (0.0, 0.0)
 
     edges, materials, walls = [left, right], [MATERIAL_ID["asphalt"]], []
     for side, kerb in ((-1, left), (1, right)):
-        paving = rng.uniform(2.2, 4.6)
-        grass = rng.uniform(1.5, 6.0) if rng.random() < 0.6 else 0.0
+        paving = rng.uniform(2.6, 5.0)
+        grass = rng.uniform(2.0, 7.0) if rng.random() < 0.6 else 0.0
         walls.append(kerb + side * (paving + grass))
         # Grass lies between the paving and the wall, and behind the wall.
         edges += [kerb + side * 0.25, kerb + side * paving]
@@ -284,7 +284,7 @@ def sample_scene(rng, size, horizon, focal, frames, reference_time):
     green = rng.uniform(0.5, 1.6)
     rows, start = [], track[0, 2] - 10
     for wall in walls:
-        near = {"facade": 1.0, "boards": 0.75, "hedge": 0.35 * green, "nothing": 0.4 * green}
+        near = {"facade": 1.0, "boards": 1.0, "hedge": 0.35 * green, "nothing": 0.6 * green}
         far = {"facade": 0.8, "leaves": 0.6 * green, "nothing": 0.7 * green}
         rows.append(_wall_row(rng, build, wall, start, stop, crossing, near))
         rows.append(_wall_row(rng, build, wall + np.sign(wall) * rng.uniform(14, 22), start, stop, crossing, far))

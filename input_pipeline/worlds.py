@@ -36,7 +36,7 @@ _SCENE, _LOOK, _FRAME = 0, 1, 2
 
 # Row of the horizon as a share of the height, and focal length as a share of the width.
 _HORIZON = 0.44
-_FOCAL = 0.8
+_FOCAL = 1.0
 
 # Cities whose sequences all have frame 19 labelled; the last of each split counts frames through a whole drive.
 _CITIES = {"train": ("aachen", "bremen", "hamburg"), "val": ("lindau", "munster", "frankfurt")}

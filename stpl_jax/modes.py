@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+from input_pipeline.builders.checks import BadFilesError
 from stpl_jax import checkpoint, report
 from stpl_jax import predict as prediction
 from stpl_jax.parallel import replicate
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.run_log import write_atomically
-from stpl_jax.train import EVALUATION, Validation, build_segmenter, train
+from stpl_jax.train import EVALUATION, NonFiniteLoss, Validation, build_segmenter, train
+
+# What a person at the command line can mend: `main.py` prints these without a stack trace.
+USER_ERRORS = (BadFilesError, checkpoint.CheckpointError, NonFiniteLoss)
 
 
 def auto(config, workdir, progress=print):

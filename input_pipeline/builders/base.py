@@ -154,6 +154,7 @@ class ClipConfig(tfds.core.BuilderConfig):
       clips: list of `ClipFiles`, checked.
       raw_size: (height, width) of the raw frames.
       left_out: number of clips left out for bad files.
+      fingerprint: what tells the raw set from another in the same place.
       report: called with lines of progress.
       threads: number of threads that read and encode.
     """
@@ -163,6 +164,7 @@ class ClipConfig(tfds.core.BuilderConfig):
     clips: tuple = dataclasses.field(default=(), repr=False)
     raw_size: tuple[int, int] = (0, 0)
     left_out: int = 0
+    fingerprint: str = ""
     report: object = dataclasses.field(default=print, repr=False)
     threads: int = 1
 
@@ -202,6 +204,7 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         stored = {
             "spec": dataclasses.asdict(spec),
             "left_out": self.builder_config.left_out,
+            "fingerprint": self.builder_config.fingerprint,
         }
         return tfds.core.DatasetInfo(
             builder=self,

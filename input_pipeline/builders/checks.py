@@ -38,11 +38,11 @@ class BadFilesError(ValueError):
     """Raw files are missing or broken; the message lists all of them.
 
     Attributes:
-      bad: tuple of `BadFile`.
+      bad: tuple of `BadFile`, sorted by path.
     """
 
     def __init__(self, spec, bad, advice):
-        self.bad = tuple(bad)
+        self.bad = tuple(sorted(bad, key=lambda fault: fault.path))
         lines = "\n".join(f"  {fault}" for fault in self.bad)
         count = f"{len(self.bad)} bad file{'s' if len(self.bad) > 1 else ''}"
         super().__init__(f"{spec.name} ({spec.split}) in {spec.raw_dir}: {count}:\n{lines}\n{advice}")
@@ -59,12 +59,7 @@ class Progress:
     """
 
     def __init__(self, report, what, total, every_s=5.0):
-        self._report, self._what, self._total, self._every_s = (
-            report,
-            what,
-            total,
-            every_s,
-        )
+        self._report, self._what, self._total, self._every_s = (report, what, total, every_s)
         self._done, self._start = 0, time.monotonic()
         self._last = self._start
 
@@ -193,11 +188,7 @@ def check_files(spec, layout, clips, progress, threads=None):
             jobs.setdefault(path, (kind, path, layout, spec.name))
     counter = Progress(progress, f"{spec.name}/{spec.split}: checking files", len(jobs))
     results = {}
-    for path, result in zip(
-        jobs,
-        ordered_map(_examine, jobs.values(), threads or os.cpu_count()),
-        strict=True,
-    ):
+    for path, result in zip(jobs, ordered_map(_examine, jobs.values(), threads or os.cpu_count()), strict=True):
         results[path] = result
         counter.step()
     sizes = collections.Counter(results[p][0] for p in jobs if jobs[p][0] == "frame" and results[p][0])

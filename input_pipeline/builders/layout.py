@@ -133,11 +133,7 @@ def find_flow(folders, name):
     """
     stem = Path(name).stem
     for folder in folders:
-        for candidate in (
-            name,
-            f"{stem}.flo",
-            f"{stem.removesuffix('_int16_x10')}.flo",
-        ):
+        for candidate in (name, f"{stem}.flo", f"{stem.removesuffix('_int16_x10')}.flo"):
             if (folder / candidate).is_file():
                 return folder / candidate
     return folders[0] / name

@@ -11,10 +11,7 @@ _ROWS, _ROWS_CUT = 760, 120
 
 
 def _existing(sequence, choices):
-    return next(
-        (sequence / choice for choice in choices if (sequence / choice).is_dir()),
-        sequence / choices[0],
-    )
+    return next((sequence / choice for choice in choices if (sequence / choice).is_dir()), sequence / choices[0])
 
 
 def sequences(spec):
@@ -45,10 +42,7 @@ def list_clips(spec):
     found = sequences(spec)
     clips = []
     for sequence in found:
-        images, ids = (
-            _existing(sequence, _IMAGE_FOLDERS),
-            _existing(sequence, _LABEL_FOLDERS),
-        )
+        images, ids = (_existing(sequence, _IMAGE_FOLDERS), _existing(sequence, _LABEL_FOLDERS))
         flow_dirs = layout.flow_folders(spec)
         nested = [folder / sequence.name for folder in flow_dirs]
         # A SYNTHIA flow file's name does not say its sequence: files of several sequences cannot share a folder.

@@ -33,14 +33,7 @@ def list_clips(spec):
             continue
         video, number = match[1], int(match[2])
         frames = {k: images / path.parent.name / f"{video}_{number - k:05d}.jpg" for k in spec.offsets}
-        clips.append(
-            layout.ClipFiles(
-                path.stem,
-                path,
-                frames,
-                layout.flows_of(spec, path.stem, number, flow_dirs),
-            )
-        )
+        clips.append(layout.ClipFiles(path.stem, path, frames, layout.flows_of(spec, path.stem, number, flow_dirs)))
     return clips
 
 

@@ -52,8 +52,8 @@ def confident_pixels(scores, proportion, per_class=False):
     # Sorted by class, then by falling confidence; both sorts are stable, so ties keep the lower pixel first.
     order = jnp.argsort(-confidence, stable=True)
     order = order[jnp.argsort(labels[order], stable=True)]
-    sizes = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), 0)  # [K]
-    starts = jnp.cumsum(sizes) - sizes
+    sizes = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), 0, dtype=jnp.int32)  # [K]
+    starts = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
     rank = jnp.arange(pixels, dtype=jnp.int32) - starts[labels[order]]
     chosen = rank < share_of(sizes, proportion)[labels[order]]
     # Chosen pixels first; there are never more of them than slots.

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.ops.resize import compute_dtype
+
 
 def _frames_to_channels(features):
     batch, frames, height, width, channels = features.shape
@@ -49,6 +51,7 @@ class Conv1x1(nn.Module):
         inits = {"random": nn.initializers.lecun_normal(), "average": average_frames}
         if self.initial not in inits:
             raise ValueError(f"fusion_init is one of {sorted(inits)}, found {self.initial!r}.")
+        features = features.astype(compute_dtype(features.dtype))
         return nn.Conv(
             features.shape[-1], (1, 1), kernel_init=inits[self.initial], param_dtype=self.param_dtype, name="conv"
         )(_frames_to_channels(features))
@@ -68,6 +71,7 @@ class Stam(nn.Module):
 
     @nn.compact
     def __call__(self, features):
+        features = features.astype(compute_dtype(features.dtype))
         frames = features.shape[1]
         shared = nn.Dense(frames, param_dtype=self.param_dtype, name="temporal")
         temporal = jax.nn.sigmoid(shared(features.mean((2, 3, 4))) + shared(features.max((2, 3, 4))))  # [B, T]

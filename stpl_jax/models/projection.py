@@ -44,6 +44,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, features):
         """Projects `[..., h, w, C]` to unit vectors `[..., h, w, D]`, float32 or better."""
+        features = features.astype(compute_dtype(features.dtype))
         channels = features.shape[-1]
         settings = {
             "random": (self.hidden, self.dim, nn.initializers.he_normal(), nn.initializers.lecun_normal()),

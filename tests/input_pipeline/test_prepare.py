@@ -138,7 +138,7 @@ def test_synthia_faults(tmp_path):
 def test_list_file_restricts_the_set_and_names_frames_without_label(tmp_path):
     raw, listed = tmp_path / "raw", tmp_path / "list.txt"
     write_cityscapes_seq(raw)
-    listed.write_text("frankfurt/frankfurt_000000_000294_leftImg8bit.png\n\naachen_000001_000019\n")
+    listed.write_text("frankfurt/frankfurt_000000_000294_leftImg8bit.png\n\naachen_000001_000019_gtFine_labelIds.png\n")
     spec = viper_spec(raw, name="cityscapes_seq", list_file=str(listed))
     assert names_in(prepare(spec, tmp_path / "prepared", lambda line: None)) == [
         "aachen_000001_000019",
@@ -176,6 +176,20 @@ def test_finished_sets_are_reused_without_the_raw_files(tmp_path):
     lines.clear()
     assert prepare(viper_spec(raw), tmp_path / "prepared", lines.append) == path
     assert not lines and before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
+
+
+def test_a_set_prepared_from_other_files_is_refused(tmp_path):
+    raw = tmp_path / "viper"
+    write_viper(raw)
+    path = prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None)
+    raw.rename(tmp_path / "kept")
+    shutil.copytree(tmp_path / "kept", raw)
+    assert prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None) == path
+    write_viper(raw, videos=("002",))
+    with pytest.raises(ValueError, match="other files"):
+        prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None)
+    shutil.rmtree(path)
+    assert len(names_in(prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None))) == 4
 
 
 def test_an_interrupted_preparation_starts_again_cleanly(tmp_path):

@@ -10,7 +10,7 @@ from input_pipeline.street import INFINITY, Panel, Scene, exact_flow, render
 from input_pipeline.world_scenes import sample_scene
 from input_pipeline.world_shapes import MATERIAL_CLASS, MATERIAL_ID, MATERIALS, WORLD_CLASSES, shapes
 
-H, W, HORIZON, FOCAL = 64, 128, 28.0, 102.0
+H, W, HORIZON, FOCAL = 64, 128, 28.16, 128.0
 ROAD, SKY = WORLD_CLASSES.index("road"), WORLD_CLASSES.index("sky")
 
 

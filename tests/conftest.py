@@ -1,0 +1,106 @@
+"""What all tests share: eight CPU devices, strict arithmetic, and a tiny network."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from stpl_jax.models.accel import initial_variables, make_segmenter
+
+# Before the first use of a device, which every import above leaves alone.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+NUM_CLASSES = 5
+FRAME_SIZE = (32, 64)  # features are 8×16
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+def make_tiny_config():
+    """The paper's settings on a network of four blocks with sixteen channels."""
+    config = base.get_config()
+    config.model.classifier_dilations = (1, 2)
+    config.model.backbone.update(
+        dict(blocks=(1, 1, 1, 1), widths=(4, 4, 4, 4), stem_width=4, stem_kernel=3, stem_pool=False)
+    )
+    config.methods.stpl.projection.update(dict(hidden=12, dim=6))
+    config.optim.learning_rate = 0.01
+    config.optim.steps = config.optim.decay_steps = 10
+    return config
+
+
+@pytest.fixture
+def tiny_config():
+    """A fresh configuration that a test may change."""
+    return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def tiny_segmenter():
+    """The network of `tiny_config`."""
+    return make_segmenter(make_tiny_config().model, NUM_CLASSES)
+
+
+@pytest.fixture(scope="session")
+def tiny_variables(tiny_segmenter):
+    """Variables of `tiny_segmenter` as numpy, drawn so that nothing has a special value (no scale 1, no average 0)."""
+    random = np.random.default_rng(3)
+
+    def draw(path, shape):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            x = random.uniform(0.7, 1.4, shape.shape)
+        elif name in ("bias", "mean"):
+            x = random.normal(0, 0.1, shape.shape)
+        elif path[1].key == "sf_layer":
+            x = np.eye(*shape.shape[-2:]) + random.normal(0, 0.1, shape.shape)
+        else:
+            x = random.normal(0, (1.5 / np.prod(shape.shape[:-1])) ** 0.5, shape.shape)
+        return x.astype(shape.dtype)
+
+    shapes = jax.eval_shape(lambda: initial_variables(tiny_segmenter, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_clips(count, seed=0, frames=2, pairs=((0, 1),), label=False, size=FRAME_SIZE, num_classes=NUM_CLASSES):
+    """Random clips as the loader gives them, one domain: smooth frames that drift, flow of a few pixels."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    coarse = random.uniform(0, 255, (count, height // 8 + 1, width // 8 + frames, 3))
+    smooth = coarse.repeat(8, 1)[:, :height].repeat(8, 2)
+    clips = np.stack([smooth[:, :, 3 * t : 3 * t + width] for t in range(frames)], 1)
+    clips = np.clip(clips + random.normal(0, 12, clips.shape), 0, 255).astype(np.uint8)
+    batch = {
+        "frames": clips,
+        "flow": random.integers(-60, 60, (count, len(pairs), height, width, 2)).astype(np.int16),
+        "index": np.arange(count, dtype=np.int32),
+    }
+    if label:
+        batch["label"] = random.choice([*range(num_classes), 255], (count, height, width)).astype(np.uint8)
+    return batch
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """The function that makes random clips."""
+    return make_clips
+
+
+@pytest.fixture(scope="session")
+def to_float64():
+    """A function that turns every floating point leaf of a tree into float64 (within the `x64` fixture)."""
+    return lambda tree: jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float64) if np.issubdtype(x.dtype, np.floating) else jnp.asarray(x), tree
+    )

@@ -1,0 +1,271 @@
+import json
+import subprocess
+import sys
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import raw_trees
+from PIL import Image
+
+import stpl_jax
+from input_pipeline.labels import CLASSES, colour_table
+from input_pipeline.optical_flow import dis_flow
+from stpl_jax import checkpoint, predict
+from stpl_jax.models.accel import Accel
+from stpl_jax.ops.resize import resize_align_corners, resize_flow
+from stpl_jax.ops.warp import warp
+from stpl_jax.video import SourceError, video_writer
+
+TRAIN_SIZE = (32, 64)
+SIZE = (48, 80)
+NAMES = list(CLASSES["viper"][:5])
+
+
+def make_meta(config, names=NAMES):
+    with config.unlocked():
+        config.data.target.size = TRAIN_SIZE
+    return {
+        "config": json.loads(config.to_json_best_effort()),
+        "label_setting": "viper",
+        "classes": names,
+        "method": config.method,
+    }
+
+
+@pytest.fixture
+def model(tmp_path, tiny_config, tiny_variables):
+    checkpoint.save_model(tmp_path / "row", tiny_variables, make_meta(tiny_config))
+    return stpl_jax.load(tmp_path / "row")
+
+
+def make_frames(count, size=SIZE):
+    """A street that moves to the right by two pixels a frame."""
+    wide = raw_trees.frame_pixels(7, (size[0], size[1] + 2 * count))
+    return np.stack([wide[:, 2 * t : 2 * t + size[1]] for t in range(count)])
+
+
+def reference(segmenter, variables, frames, flow=None, size=None):
+    """Two whole passes for each frame, full-size scores: nothing is kept, and nothing is streamed."""
+    resized = [np.asarray(Image.fromarray(f).resize(TRAIN_SIZE[::-1], Image.Resampling.BICUBIC)) for f in frames]
+
+    def scores(t):
+        features = segmenter.apply(variables, jnp.asarray(resized[t])[None, None], method="features").main[0]
+        return segmenter.apply(variables, features, method="classify_main")
+
+    out = []
+    for t in range(len(frames)):
+        now, before = scores(t), scores(max(t - 1, 0))
+        if t == 0:
+            field = np.zeros((*TRAIN_SIZE, 2), np.float32)
+        else:
+            field = dis_flow(resized[t], resized[t - 1]) if flow is None else flow[t - 1]
+        field = resize_flow(resize_flow(jnp.asarray(field), TRAIN_SIZE), now.shape[1:3])
+        fused = segmenter.apply(variables, now, warp(before, field[None]), method="fuse")
+        out.append(np.asarray(resize_align_corners(fused[0], size or frames.shape[1:3])))
+    return np.stack(out)
+
+
+def assert_same_classes(found, scores):
+    """Compares where the two best scores are further apart than rounding can bring them."""
+    best = np.sort(scores, -1)
+    clear = best[..., -1] - best[..., -2] > 1e-3 * np.abs(scores).max()
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(found[clear], scores.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize("given_flow", [False, True])
+def test_segment_is_a_plain_computation_for_each_frame(model, tiny_segmenter, tiny_variables, given_flow):
+    frames = make_frames(4)
+    flow = np.random.default_rng(0).uniform(-6, 6, (3, *SIZE, 2)).astype(np.float32) if given_flow else None
+    classes = model.segment(frames, flow)
+    assert classes.dtype == np.uint8 and classes.shape == (4, *SIZE)
+    expected = reference(tiny_segmenter, tiny_variables, frames, flow)
+    assert_same_classes(classes, expected)
+    assert len(np.unique(classes)) > 1
+    # The fusion is not idle: frames taken one by one give something else.
+    alone = np.concatenate([model.segment(f[None]) for f in frames])
+    np.testing.assert_array_equal(alone[0], classes[0])
+    assert (alone[1:] != classes[1:]).any()
+
+
+def test_class_maps_of_another_size_come_from_the_scores(model, tiny_segmenter, tiny_variables):
+    frames = make_frames(2)
+    classes = model.segment(frames, size=(70, 50))
+    assert classes.shape == (2, 70, 50)
+    assert_same_classes(classes, reference(tiny_segmenter, tiny_variables, frames, size=(70, 50)))
+
+
+def test_each_frame_passes_the_backbone_once(model, monkeypatch):
+    images = []
+    features = Accel.features
+
+    def counting(self, rgb, *args, **kwargs):
+        images.append(rgb.shape[0] * rgb.shape[1])
+        return features(self, rgb, *args, **kwargs)
+
+    monkeypatch.setattr(Accel, "features", counting)
+    with jax.disable_jit():
+        model.segment(make_frames(3, (32, 64)))
+    assert images == [1, 1, 1]
+
+
+def test_streaming_gives_the_same_and_reads_no_further_than_it_must(model):
+    frames = make_frames(5)
+    drawn = []
+
+    def watched():
+        for i, frame in enumerate(frames):
+            drawn.append(i)
+            yield frame
+
+    stream = model.segment_stream(watched())
+    first = next(stream)
+    assert drawn == [0, 1]
+    np.testing.assert_array_equal(np.stack([first, *stream]), model.segment(frames))
+    assert list(model.segment_stream(iter(()))) == []
+
+
+def test_one_compilation_serves_all_frames_of_a_size(model):
+    model.segment(make_frames(1))
+    scores, fuses = predict._score._cache_size(), predict._fuse._cache_size()
+    model.segment(make_frames(4))
+    model.segment(make_frames(3), np.zeros((2, *SIZE, 2), np.float32))
+    assert (predict._score._cache_size(), predict._fuse._cache_size()) == (scores, fuses)
+
+
+def test_what_a_model_says_of_itself(model, tmp_path):
+    assert model.classes == tuple(NAMES) and model.size == TRAIN_SIZE
+    assert model.path == tmp_path / "row" / "checkpoints" / "0"
+    np.testing.assert_array_equal(model.palette, colour_table("viper"))
+
+
+def test_loading_a_row_of_a_working_directory(tmp_path, tiny_config, tiny_variables):
+    (tmp_path / "config.json").write_text(tiny_config.to_json_best_effort())
+    other = jax.tree.map(lambda x: 2 * x, tiny_variables)
+    checkpoint.save_model(tmp_path / "stpl", tiny_variables, make_meta(tiny_config))
+    checkpoint.save_model(tmp_path / "source_only", other, make_meta(tiny_config))
+    for path, row, expected in (
+        (tmp_path, None, tiny_variables),
+        (tmp_path, "source_only", other),
+        (tmp_path / "source_only" / "checkpoints" / "0", None, other),
+    ):
+        loaded = jax.device_get(stpl_jax.load(path, row).variables)
+        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    with pytest.raises(checkpoint.CheckpointError, match="No checkpoint in .*nothing"):
+        stpl_jax.load(tmp_path / "nothing")
+
+
+def test_importing_the_package_starts_nothing():
+    code = "import sys, stpl_jax; assert 'jax' not in sys.modules and 'cv2' not in sys.modules; assert stpl_jax.load"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("frames", "flow", "message"),
+    [
+        (np.zeros((2, 32, 64, 3), np.float32), None, r"\[T, H, W, 3\] uint8 RGB, found float32 \[2, 32, 64, 3\]"),
+        (np.zeros((32, 64, 3), np.uint8), None, r"\[T, H, W, 3\] uint8 RGB, found uint8 \[32, 64, 3\]"),
+        (np.zeros((0, 32, 64, 3), np.uint8), None, r"found uint8 \[0, 32, 64, 3\]"),
+        ([np.zeros((32, 64, 3), np.uint8), np.zeros((30, 64, 3), np.uint8)], None, "its parts differ in shape"),
+        (
+            np.zeros((3, 32, 64, 3), np.uint8),
+            np.zeros((3, 32, 64, 2), np.float32),
+            r"\[2, 32, 64, 2\].*found .*\[3, 32",
+        ),
+        (np.zeros((2, 32, 64, 3), np.uint8), np.zeros((1, 32, 64, 2), np.int16), "found int16.*divide by 10"),
+        (np.zeros((2, 32, 64, 3), np.uint8), np.full((1, 32, 64, 2), np.nan, np.float32), "frame 1 .*not finite"),
+    ],
+)
+def test_arrays_that_are_not_frames_or_flow(model, frames, flow, message):
+    with pytest.raises(ValueError, match=message):
+        model.segment(frames, flow)
+
+
+def test_streams_that_change_or_end_early(model):
+    frames = make_frames(3)
+    with pytest.raises(ValueError, match=r"Frame 1 is \[30, 80, 3\], and frame 0 is \[48, 80, 3\]"):
+        list(model.segment_stream([frames[0], frames[1][:30]]))
+    with pytest.raises(ValueError, match=r"Frame 1: expected \[H, W, 3\] uint8"):
+        list(model.segment_stream([frames[0], frames[1][..., 0]]))
+    with pytest.raises(ValueError, match="No flow for frame 2"):
+        list(model.segment_stream(frames, [np.zeros((*SIZE, 2), np.float32)]))
+
+
+def write_folder(folder, frames):
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"street_{i}.png")
+
+
+def read_all(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
+
+
+def test_a_folder_end_to_end(model, tmp_path):
+    frames, lines = make_frames(3), []
+    write_folder(tmp_path / "in", frames)
+    assert predict.predict_files(model, tmp_path / "in", tmp_path / "out", lines.append) == 3
+    names = [f"street_{i}.png" for i in range(3)]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["classes", "overlays"]
+    for folder in ("classes", "overlays"):
+        assert sorted(p.name for p in (tmp_path / "out" / folder).iterdir()) == names
+    expected = model.segment(frames)
+    np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), expected)
+    mixed = frames / 2 + colour_table("viper")[expected] / 2
+    assert np.abs(read_all(tmp_path / "out" / "overlays") - mixed).max() <= 0.5
+    assert "3 frames written" in lines[-1]
+
+
+def test_a_video_end_to_end(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "_SECONDS_BETWEEN_LINES", -1)
+    lines = []
+    with video_writer(tmp_path / "in.mp4", SIZE, 10) as write:
+        for frame in make_frames(4):
+            write(frame)
+    predict.predict_files(model, str(tmp_path / "in.mp4"), str(tmp_path / "out"), lines.append)
+    capture = cv2.VideoCapture(str(tmp_path / "in.mp4"))
+    decoded = np.stack([cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB) for _ in range(4)])
+    np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), model.segment(decoded))
+    painted = read_all(tmp_path / "out" / "overlays")
+    capture = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == 10 and capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    for picture in painted:
+        shown = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
+        # Compression blurs colours; the mean of the picture stays.
+        assert np.abs(shown.mean((0, 1)) - picture.mean((0, 1))).max() < 10
+    assert "4/4 frames" in lines[-2] and "frames/s" in lines[-2] and "s left" in lines[-2]
+
+
+def test_bad_input_is_found_before_anything_is_written(model, tmp_path):
+    write_folder(tmp_path / "in", make_frames(3))
+    (tmp_path / "in" / "street_1.png").write_bytes(b"broken")
+    (tmp_path / "empty").mkdir()
+    for source, message in (
+        ("in", "street_1.png: cannot be decoded"),
+        ("empty", "no images"),
+        ("no.mp4", "no such file"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            predict.predict_files(model, tmp_path / source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_never_replace_their_input(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    write_folder(tmp_path / "out" / "classes", make_frames(2))
+    before = read_all(tmp_path / "out" / "classes")
+    with pytest.raises(SourceError, match="would be overwritten"):
+        predict.predict_files(model, tmp_path / "out" / "classes", tmp_path / "out")
+    np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), before)
+
+
+def test_a_video_that_ends_before_it_says(model, tmp_path, monkeypatch):
+    write_folder(tmp_path / "in", make_frames(2))
+    source = predict.open_source(tmp_path / "in")
+    monkeypatch.setattr(predict, "open_source", lambda path: source.__class__(**{**source.__dict__, "count": 9}))
+    lines = []
+    predict.predict_files(model, tmp_path / "in", tmp_path / "out", lines.append)
+    assert "announces 9 frames, and 2 could be decoded" in lines[-2]
