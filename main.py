@@ -1,6 +1,6 @@
 """Trains, adapts, evaluates and applies video segmentation models.
 
-    python main.py --config=configs/synthetic.py --workdir=runs/synthetic
+python main.py --config=configs/synthetic.py --workdir=runs/synthetic
 """
 
 import os
@@ -23,18 +23,24 @@ def main(argv):
     """Sets up devices and hands over."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
+    config, workdir = FLAGS.config, FLAGS.workdir
+    sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
+    if config.cpu_devices > 1:
+        # Each device has a thread of its own; splitting its convolutions further makes them slower.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    # Orbax and Grain tell at length what they do; our own lines are printed.
+    logging.set_verbosity(logging.WARNING)
     # Imported here: processes that this one starts for rendering and decoding read this file and need neither.
     import jax
 
     from stpl_jax import modes
 
-    config, workdir = FLAGS.config, FLAGS.workdir
     # Before anything asks for a device. Accelerators, where there are any, are used all the same.
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilation_cache"))
 
-    logging.info("devices: %s", jax.devices())
+    print(f"devices: {jax.devices()}", flush=True)
     try:
         if FLAGS.mode != "predict":
             getattr(modes, FLAGS.mode)(config, workdir)

@@ -1,7 +1,7 @@
 """Class tables: names, colours, and how each data set's ids become train ids.
 
-A *label setting* is the list of classes that a model is trained on: `viper` has 15, `synthia_seq` has 12. Cityscapes-Seq
-carries labels for both. A train id is an index into the setting's class list; 255 is ignored everywhere.
+A *label setting* is the list of classes that a model is trained on: `viper` has 15, `synthia_seq` has 12.
+Cityscapes-Seq carries labels for both. A train id is an index into the setting's class list; 255 is ignored everywhere.
 
 The tables are those of the public DA-VSN code, which the field's results use.
 """

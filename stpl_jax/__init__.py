@@ -8,6 +8,8 @@ names = [model.classes[i] for i in set(classes.ravel())]
 pictures = model.palette[classes]  # [T, H, W, 3] uint8 RGB
 """
 
+__version__ = "0.1.0"
+
 
 def load(path, row=None):
     """Loads a trained segmentation network.

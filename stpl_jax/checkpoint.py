@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
+import stpl_jax
+
 FOLDER = "checkpoints"
 
 
@@ -24,8 +26,8 @@ class CheckpointError(ValueError):
 
 def versions():
     """Returns the versions of what produced a result: this package and the libraries below it."""
-    names = ("stpl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-    found = {}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+    found = {"stpl_jax": stpl_jax.__version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)
@@ -103,9 +105,7 @@ def save_model(folder, variables, meta):
     with open_manager(Path(folder) / FOLDER) as manager:
         manager.save(
             0,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_to_tree(variables)), meta=ocp.args.JsonSave(meta)
-            ),
+            args=ocp.args.Composite(model=ocp.args.StandardSave(_to_tree(variables)), meta=ocp.args.JsonSave(meta)),
         )
 
 
@@ -204,7 +204,9 @@ def _shapes(tree):
 def _stored_shapes(manager, step, item):
     metadata = manager.item_metadata(step)[item]
     if metadata is None:
-        raise CheckpointError(f"{Path(manager.directory) / str(step)} has no item {item!r}: it is not a training run's.")
+        raise CheckpointError(
+            f"{Path(manager.directory) / str(step)} has no item {item!r}: it is not a training run's."
+        )
     tree = metadata.tree if hasattr(metadata, "tree") else metadata
     return _shapes(tree)
 
@@ -214,9 +216,7 @@ def _check_same(expected, found, where):
         return
     lines = []
     for name in sorted(expected.keys() | found.keys()):
-        sides = [
-            f"{side[name][0]} {side[name][1]}" if name in side else "missing" for side in (expected, found)
-        ]
+        sides = [f"{side[name][0]} {side[name][1]}" if name in side else "missing" for side in (expected, found)]
         if sides[0] != sides[1]:
             lines.append(f"  {name}: expected {sides[0]}, found {sides[1]}")
     shown = lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])

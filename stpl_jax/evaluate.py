@@ -130,7 +130,9 @@ def evaluate(eval_step, params, batch_stats, batches, classes, evaluated):
         collect(counts)
     if not consistency:
         raise ValueError("The validation set has no clips to score.")
-    raw, warped = consistency_shares(ConsistencyCounts(*(np.stack(column) for column in zip(*consistency, strict=True))))
+    raw, warped = consistency_shares(
+        ConsistencyCounts(*(np.stack(column) for column in zip(*consistency, strict=True)))
+    )
     per_class = iou(confusion)
     return Evaluation(
         miou=mean_iou(confusion, evaluated),

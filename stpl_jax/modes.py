@@ -7,12 +7,13 @@ from input_pipeline.builders.checks import BadFilesError
 from stpl_jax import checkpoint, report
 from stpl_jax import predict as prediction
 from stpl_jax.parallel import replicate
-from stpl_jax.rows import row_config, row_names
+from stpl_jax.rows import EVALUATION, row_config, row_names
 from stpl_jax.run_log import write_atomically
-from stpl_jax.train import EVALUATION, NonFiniteLoss, Validation, build_segmenter, train
+from stpl_jax.train import NonFiniteLoss, Validation, build_segmenter, train
+from stpl_jax.video import SourceError
 
 # What a person at the command line can mend: `main.py` prints these without a stack trace.
-USER_ERRORS = (BadFilesError, checkpoint.CheckpointError, NonFiniteLoss)
+USER_ERRORS = (BadFilesError, checkpoint.CheckpointError, NonFiniteLoss, SourceError, FileNotFoundError)
 
 
 def auto(config, workdir, progress=print):
@@ -53,14 +54,19 @@ def evaluate(config, workdir, progress=print):
         score = _score(settings, workdir, stored, progress)
         before = Path(workdir) / row / EVALUATION
         best = json.loads(before.read_text())["best_on_validation"] if before.is_file() else score
-        _write_evaluation(settings, workdir, row, stored, score, best)
+        _write_evaluation(settings, workdir, row, stored.meta["source"], score, best)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     report.write_report(config, workdir, progress)
 
 
 def predict(config, workdir, row, source, output, progress=print):
-    """Segments a video file or a folder of frames with the working directory's model."""
-    model = prediction.load(config.init_from or workdir, row)
+    """Segments a video file or a folder of frames with the working directory's model, or else with `init_from`."""
+    try:
+        model = prediction.load(workdir, row)
+    except checkpoint.CheckpointError:
+        if not config.init_from:
+            raise
+        model = prediction.load(config.init_from, row)
     prediction.predict_files(model, source, output, progress)
 
 
@@ -72,18 +78,20 @@ def run_row(config, workdir, row, progress=print):
     """
     settings = row_config(config, row)
     done = Path(workdir) / row / EVALUATION
-    if done.is_file() and json.loads(done.read_text())["last"]["step"] == settings.optim.steps:
-        progress(f"{row}  is done: {done}")
-        return
-    if row != "source_only":
-        train(settings, workdir, row, source_model(config, workdir), progress)
-    elif config.init_from:
+    before = json.loads(done.read_text()) if done.is_file() else None
+    if row == "source_only" and config.init_from:
         stored = checkpoint.load_model(config.init_from, row)
-        score = _score(settings, workdir, stored, progress) | {"step": settings.optim.steps}
-        _write_evaluation(settings, workdir, row, stored, score, score)
-        progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
-    else:
+        if before is None or before["source"] != str(stored.path):
+            score = _score(settings, workdir, stored, progress)
+            _write_evaluation(settings, workdir, row, str(stored.path), score, score)
+            progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
+        return
+    if before is not None and before["last"]["step"] == settings.optim.steps:
+        progress(f"{row}  is done: {done}")
+    elif row == "source_only":
         train(settings, workdir, row, config.pretrain_from, progress)
+    else:
+        train(settings, workdir, row, source_model(config, workdir), progress)
 
 
 def source_model(config, workdir):
@@ -99,8 +107,8 @@ def source_model(config, workdir):
         return str(checkpoint.find_checkpoint(own))
     except checkpoint.CheckpointError:
         raise checkpoint.CheckpointError(
-            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, with "
-            "the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
+            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, "
+            "with the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
             "--config.init_from=CHECKPOINT."
         ) from None
 
@@ -116,11 +124,11 @@ def _score(settings, workdir, stored, progress):
     return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.get("step", 0))
 
 
-def _write_evaluation(settings, workdir, row, stored, score, best):
+def _write_evaluation(settings, workdir, row, source, score, best):
     text = {
         "row": row,
         "method": settings.method,
-        "source": str(stored.path),
+        "source": source,
         "last": score,
         "best_on_validation": best,
         "config": json.loads(settings.to_json_best_effort()),

@@ -26,7 +26,7 @@ def poly_schedule(settings):
 def sgd(settings, frozen=()):
     """SGD in PyTorch's arithmetic, g = gradient + weight_decay · p; m = momentum · m + g; p = p - rate · m.
 
-    PyTorch skips a parameter without gradient where Optax would still decay it, so such parameters are named and frozen.
+    PyTorch skips a parameter without gradient where Optax would still decay it: such parameters are named and frozen.
 
     Args:
       settings: `config.optim`: `learning_rate`, `decay_steps`, `power`, `momentum`, `nesterov`, `weight_decay`,

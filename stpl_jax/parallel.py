@@ -21,7 +21,9 @@ def device_sharding():
 def replicate(tree):
     """Copies every leaf to each local device: `[...]` to `[devices, ...]`, each copy a buffer of its own."""
     sharding, count = device_sharding(), jax.local_device_count()
-    return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x))), sharding), tree)
+    return jax.tree.map(
+        lambda x: jax.device_put(np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x))), sharding), tree
+    )
 
 
 def unreplicate(tree):

@@ -13,11 +13,10 @@ from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import checkpoint, predict
-from stpl_jax.rows import row_names
+from stpl_jax.rows import EVALUATION, row_names
 from stpl_jax.run_log import write_atomically
 from stpl_jax.video import open_source, side_by_side, video_writer, write_image
 
-EVALUATION = "evaluation.json"
 FRAMES_FOLDER = "frames"
 VIDEO = "video.mp4"
 # Narrower panels are enlarged by a whole factor.
@@ -88,8 +87,8 @@ def make_report(config, evaluations):
       evaluations: of `read_evaluations`.
 
     Returns:
-      JSON-able dict: `classes`, `results` (row -> scores in percent), the three shares, `settings` (row -> what was
-      trained, how long, from what), `config`, `versions`, `device`, `device_count`.
+      JSON-able dict: `classes`, `results` (row -> scores in percent), the three shares, `settings` (row -> its method
+      and the weights it came from), `config`, `versions`, `device`, `device_count`.
     """
     results, settings = {}, {}
     for row, evaluation in evaluations.items():

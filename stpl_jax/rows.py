@@ -1,5 +1,8 @@
 """Rows of the results table: which a run has, and each one's configuration."""
 
+# File in a row's folder with its scores.
+EVALUATION = "evaluation.json"
+
 
 def row_config(config, row):
     """Returns one row's configuration: the run's, changed as `config.rows.<row>` says.

@@ -17,10 +17,9 @@ from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
 from stpl_jax.optim import poly_schedule
+from stpl_jax.rows import EVALUATION
 from stpl_jax.run_log import RunLog, write_atomically
 from stpl_jax.train_state import create_state, make_train_step
-
-EVALUATION = "evaluation.json"
 
 
 class NonFiniteLoss(RuntimeError):
@@ -58,9 +57,7 @@ def train(config, workdir, row, init_from=None, progress=print):
     segmenter = build_segmenter(config)
     method = make_method(config, segmenter)
     optimisers = method.optimisers(config.optim)
-    sources = {
-        domain: open_domain(config, workdir, domain, needs, progress) for domain, needs in method.needs.items()
-    }
+    sources = {domain: open_domain(config, workdir, domain, needs, progress) for domain, needs in method.needs.items()}
     validation = Validation(config, workdir, segmenter, progress)
     seed_key = jax.random.key(config.seed)
 
@@ -258,7 +255,17 @@ def _better(best, new):
 
 
 # Settings that may change between the parts of one run: they do not change what is computed.
-_FREE = ("steps", "log_every", "compare_with", "cpu_devices", "compilation_cache", "checkpoint", "report", "rows", "init_from")
+_FREE = (
+    "steps",
+    "log_every",
+    "compare_with",
+    "cpu_devices",
+    "compilation_cache",
+    "checkpoint",
+    "report",
+    "rows",
+    "init_from",
+)
 
 
 def _check_same_run(config, stored, folder):
@@ -277,5 +284,7 @@ def _check_same_run(config, stored, folder):
     ]
     if changed:
         raise checkpoint.CheckpointError(
-            f"{folder} was begun with other settings:\n" + "\n".join(changed) + "\nUse another --workdir, or these settings."
+            f"{folder} was begun with other settings:\n"
+            + "\n".join(changed)
+            + "\nUse another --workdir, or these settings."
         )

@@ -64,9 +64,7 @@ def make_train_step(method, optimisers, seed):
         for group, optimiser in optimisers.items():
             updates, opt_state[group] = optimiser.update(gradients[group], state.opt_state[group], params[group])
             params[group] = optax.apply_updates(params[group], updates)
-        state = state.replace(
-            step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state
-        )
+        state = state.replace(step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state)
         metrics = {f"loss/{group}": loss for group, loss in losses.items()} | aux.metrics
         return method.after_update(state, aux), metrics
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models.accel import make_segmenter
 
 # Before the first use of a device, which every import above leaves alone.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,9 +33,9 @@ def make_tiny_config():
     config = base.get_config()
     config.model.classifier_dilations = (1, 2)
     config.model.backbone.update(
-        dict(blocks=(1, 1, 1, 1), widths=(4, 4, 4, 4), stem_width=4, stem_kernel=3, stem_pool=False)
+        {"blocks": (1, 1, 1, 1), "widths": (4, 4, 4, 4), "stem_width": 4, "stem_kernel": 3, "stem_pool": False}
     )
-    config.methods.stpl.projection.update(dict(hidden=12, dim=6))
+    config.methods.stpl.projection.update({"hidden": 12, "dim": 6})
     config.optim.learning_rate = 0.01
     config.optim.steps = config.optim.decay_steps = 10
     return config
@@ -47,16 +47,21 @@ def tiny_config():
     return make_tiny_config()
 
 
+@pytest.fixture(scope="module")
+def tiny_settings():
+    """As `tiny_config`, one for a whole module."""
+    return make_tiny_config()
+
+
 @pytest.fixture(scope="session")
 def tiny_segmenter():
     """The network of `tiny_config`."""
     return make_segmenter(make_tiny_config().model, NUM_CLASSES)
 
 
-@pytest.fixture(scope="session")
-def tiny_variables(tiny_segmenter):
-    """Variables of `tiny_segmenter` as numpy, drawn so that nothing has a special value (no scale 1, no average 0)."""
-    random = np.random.default_rng(3)
+def draw_variables(segmenter, seed=3):
+    """Variables as numpy, drawn so that nothing has a special value (no scale of 1, no average of 0)."""
+    random = np.random.default_rng(seed)
 
     def draw(path, shape):
         name = path[-1].key
@@ -70,8 +75,20 @@ def tiny_variables(tiny_segmenter):
             x = random.normal(0, (1.5 / np.prod(shape.shape[:-1])) ** 0.5, shape.shape)
         return x.astype(shape.dtype)
 
-    shapes = jax.eval_shape(lambda: initial_variables(tiny_segmenter, jax.random.key(0)))
+    shapes = dict(jax.eval_shape(segmenter.init, jax.random.key(0), jnp.zeros((2, 1, 32, 32, 3))))
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="session")
+def tiny_variables(tiny_segmenter):
+    """Variables of `tiny_segmenter`, see `draw_variables`."""
+    return draw_variables(tiny_segmenter)
+
+
+@pytest.fixture(scope="session")
+def drawn_variables():
+    """The function that draws a network's variables."""
+    return draw_variables
 
 
 def make_clips(count, seed=0, frames=2, pairs=((0, 1),), label=False, size=FRAME_SIZE, num_classes=NUM_CLASSES):

@@ -34,7 +34,7 @@ def draw(seed):
 
 def settings(**changes):
     config = base.get_config().optim
-    config.update(dict(learning_rate=0.5, decay_steps=5, weight_decay=0.1, momentum=0.9) | changes)
+    config.update({"learning_rate": 0.5, "decay_steps": 5, "weight_decay": 0.1, "momentum": 0.9} | changes)
     return config
 
 

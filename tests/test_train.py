@@ -126,7 +126,9 @@ def test_source_model_of_other_classes_or_depth_is_refused(begun):
     config.data.source.name = "synthia_seq"
     config.world.source_layout = "synthia_seq"
     shutil.rmtree(begun / "world")
-    with pytest.raises(checkpoint.CheckpointError, match=r"layer6.*\n?.*expected \(3, 3, 16, 12\).*found \(3, 3, 16, 15\)"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"layer6.*\n?.*expected \(3, 3, 16, 12\).*found \(3, 3, 16, 15\)"
+    ):
         adapt(begun, config)
     deeper = tiny_run_config()
     deeper.model.backbone.blocks = (1, 1, 2, 1)

@@ -41,23 +41,25 @@ def pixel_contrast(queries, keys, query_labels, key_labels, query_mask, key_mask
     return jnp.where(valid, log_negatives - attraction, 0.0), valid
 
 
-def masked_mean(values, mask, weights=None):
+def masked_mean(values, mask, weights=None, axis_name=None):
     """Averages the values where the mask is set; nothing set gives 0 (a clip of one class counts as zero).
 
     Args:
       values: `[N]`.
       mask: `[N]` bool.
       weights: `[N]`, or None for equal weights.
+      axis_name: mapped axis whose devices share one mean, or None for this device alone.
 
     Returns:
-      A scalar: Σ w·v / Σ w over the mask.
+      A scalar: Σ w·v / Σ w over the mask. With an axis, this device's part of it: the mean of the parts over the
+      devices is the mean over all their values, however many of them each device holds.
     """
     weights = mask.astype(values.dtype) * (1 if weights is None else weights)
-    total = weights.sum()
+    total = weights.sum() if axis_name is None else jax.lax.pmean(weights.sum(), axis_name)
     return jnp.sum(weights * jnp.where(mask, values, 0.0)) / jnp.where(total > 0, total, 1.0)
 
 
-def class_balance(labels, mask, num_classes, power):
+def class_balance(labels, mask, num_classes, power, axis_name=None):
     """Weighs each pixel by its class's count to a power: -0.5 lifts rare classes, 0 weighs all pixels alike.
 
     Args:
@@ -65,10 +67,11 @@ def class_balance(labels, mask, num_classes, power):
       mask: `[N]` bool, the pixels that count.
       num_classes: K.
       power: exponent, 0 or negative.
+      axis_name: mapped axis over whose devices pixels are counted, or None for this device alone.
 
     Returns:
       `[N]` float32; 0 where the mask is not set.
     """
-    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * mask[:, None].astype(jnp.float32)
-    counts = jnp.maximum(one_hot.sum(0), 1.0)
+    counts = (jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * mask[:, None].astype(jnp.float32)).sum(0)
+    counts = jnp.maximum(counts if axis_name is None else jax.lax.psum(counts, axis_name), 1.0)
     return jnp.where(mask, counts[labels] ** power, 0.0)

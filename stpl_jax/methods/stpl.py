@@ -21,6 +21,7 @@ from stpl_jax.models.fusion import make_fusion
 from stpl_jax.models.projection import Projection
 from stpl_jax.ops.augment import AugmentSettings, photometric
 from stpl_jax.ops.warp import warp
+from stpl_jax.parallel import AXIS
 
 OBJECTIVES = ("stpl", "spatial", "temporal", "duplicate", "naive")
 SCOPES = ("clip", "device", "global")
@@ -96,6 +97,8 @@ class STPL:
             loss = contrast(*fused)
         else:
             z_t, z_earlier = clean_features[:2]
+            if not self.settings.previous_gradient:
+                z_earlier = jax.lax.stop_gradient(z_earlier)
             if self.settings.warp_keys:
                 z_earlier = warp(z_earlier, flows[:, 0].astype(z_earlier.dtype))
             terms = {
@@ -140,25 +143,27 @@ class STPL:
 
         def project(features):
             projected = self.projection.apply({"params": network["projection"]}, features)
-            return jnp.take_along_axis(projected.reshape(projected.shape[0], -1, projected.shape[-1]), index[..., None], 1)
+            pixels = projected.reshape(projected.shape[0], -1, projected.shape[-1])
+            return jnp.take_along_axis(pixels, index[..., None], 1)
 
         settings = self.settings.contrast
         queries = project(queries)  # [B, N, D]
-        keys = project(keys if self.settings.key_gradient else jax.lax.stop_gradient(keys))
+        keys = project(keys)
         if not self.settings.key_gradient:
             keys = jax.lax.stop_gradient(keys)
 
-        def mean_loss(queries, labels, mask, keys, key_labels, key_mask):
+        def mean_loss(queries, labels, mask, keys, key_labels, key_mask, axis_name=None):
             loss, valid = pixel_contrast(
                 queries, keys, labels, key_labels, mask, key_mask, self.segmenter.num_classes, settings.temperature
             )
-            weights = class_balance(labels, mask, self.segmenter.num_classes, settings.class_power)
-            return masked_mean(loss, valid, weights.astype(loss.dtype))
+            weights = class_balance(labels, mask, self.segmenter.num_classes, settings.class_power, axis_name)
+            return masked_mean(loss, valid, weights.astype(loss.dtype), axis_name)
 
         if settings.scope == "clip":
             return jax.vmap(mean_loss)(queries, labels, mask, keys, labels, mask).mean()
         flat = [x.reshape(-1, *x.shape[2:]) for x in (queries, labels, mask, keys, labels, mask)]
         if settings.scope == "global":
             # The gradient of a gathered key returns to the device that made it, summed over the devices that used it.
-            flat[3:] = [jax.lax.all_gather(x, "devices", tiled=True) for x in flat[3:]]
+            flat[3:] = [jax.lax.all_gather(x, AXIS, tiled=True) for x in flat[3:]]
+            return mean_loss(*flat, AXIS)
         return mean_loss(*flat)

@@ -1,5 +1,6 @@
 """ACCEL on DeepLabv2: the video segmentation network of the paper (section 4.1) and of its baselines' public code."""
 
+import functools
 from typing import Any
 
 import einops
@@ -181,7 +182,8 @@ def make_segmenter(model, num_classes, sync_axis=None):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def initial_variables(segmenter, key):
     """Draws a segmentation network's variables: a dict of `params` and `batch_stats`."""
     # Shapes of parameters do not depend on the image's; this is the smallest that every stage takes.
-    return dict(jax.jit(segmenter.init)(key, jnp.zeros((2, 1, 32, 32, 3), jnp.float32)))
+    return dict(segmenter.init(key, jnp.zeros((2, 1, 32, 32, 3), jnp.float32)))

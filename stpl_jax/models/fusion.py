@@ -14,6 +14,18 @@ def _frames_to_channels(features):
     return jnp.moveaxis(features, 1, 3).reshape(batch, height, width, frames * channels)
 
 
+def _largest(features, axes):
+    """As `features.max(axes)`, with a gradient that is always finite.
+
+    The gradient of a plain maximum looks for its value among the operands again. Where the compiler has computed the
+    operands twice, with other rounding, it may find it nowhere and divide by zero matches; a position is found once.
+    """
+    kept = [axis for axis in range(features.ndim) if axis not in axes]
+    values = features.transpose(*kept, *axes).reshape(*(features.shape[axis] for axis in kept), -1)
+    position = jnp.argmax(jax.lax.stop_gradient(values), -1, keepdims=True)
+    return jnp.take_along_axis(values, position, -1)[..., 0]
+
+
 class Add(nn.Module):
     """Element-wise addition: `[B, T, h, w, C]` to `[B, h, w, C]`."""
 
@@ -74,9 +86,9 @@ class Stam(nn.Module):
         features = features.astype(compute_dtype(features.dtype))
         frames = features.shape[1]
         shared = nn.Dense(frames, param_dtype=self.param_dtype, name="temporal")
-        temporal = jax.nn.sigmoid(shared(features.mean((2, 3, 4))) + shared(features.max((2, 3, 4))))  # [B, T]
+        temporal = jax.nn.sigmoid(shared(features.mean((2, 3, 4))) + shared(_largest(features, (2, 3, 4))))  # [B, T]
         attended = temporal[:, :, None, None, None] * features
-        pooled = jnp.stack([attended.mean((1, 4)), attended.max((1, 4))], -1)  # [B, h, w, 2]
+        pooled = jnp.stack([attended.mean((1, 4)), _largest(attended, (1, 4))], -1)  # [B, h, w, 2]
         spatial = nn.Conv(1, (7, 7), padding=3, param_dtype=self.param_dtype, name="spatial")(pooled)  # [B, h, w, 1]
         return _frames_to_channels(jax.nn.sigmoid(spatial)[:, None] * attended + features)
 

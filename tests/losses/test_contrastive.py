@@ -39,14 +39,14 @@ def unit(random, *shape):
 def example(seed=0, n=17, m=23, dim=5, classes=4, absent=None):
     random = np.random.default_rng(seed)
     present = [c for c in range(classes) if c != absent]
-    return dict(
-        queries=unit(random, n, dim),
-        keys=unit(random, m, dim),
-        query_labels=random.choice(present, n).astype(np.int32),
-        key_labels=random.choice(present, m).astype(np.int32),
-        query_mask=random.random(n) < 0.8,
-        key_mask=random.random(m) < 0.8,
-    )
+    return {
+        "queries": unit(random, n, dim),
+        "keys": unit(random, m, dim),
+        "query_labels": random.choice(present, n).astype(np.int32),
+        "key_labels": random.choice(present, m).astype(np.int32),
+        "query_mask": random.random(n) < 0.8,
+        "key_mask": random.random(m) < 0.8,
+    }
 
 
 def with_ties(case):
@@ -60,11 +60,11 @@ CASES = {
     "ties": with_ties(example(1)),
     "absent class": example(2, absent=1),
     "keys lack the queries' class": example(3)
-    | dict(query_labels=np.full(17, 3, np.int32), key_labels=np.arange(23) % 3),
-    "single class": example(4) | dict(query_labels=np.full(17, 2, np.int32), key_labels=np.full(23, 2, np.int32)),
-    "queries masked": example(5) | dict(query_mask=np.zeros(17, bool)),
-    "keys masked": example(6) | dict(key_mask=np.zeros(23, bool)),
-    "all masked": example(7) | dict(query_mask=np.zeros(17, bool), key_mask=np.zeros(23, bool)),
+    | {"query_labels": np.full(17, 3, np.int32), "key_labels": np.arange(23) % 3},
+    "single class": example(4) | {"query_labels": np.full(17, 2, np.int32), "key_labels": np.full(23, 2, np.int32)},
+    "queries masked": example(5) | {"query_mask": np.zeros(17, bool)},
+    "keys masked": example(6) | {"key_mask": np.zeros(23, bool)},
+    "all masked": example(7) | {"query_mask": np.zeros(17, bool), "key_mask": np.zeros(23, bool)},
 }
 EMPTY = ("keys lack the queries' class", "single class", "queries masked", "keys masked", "all masked")
 

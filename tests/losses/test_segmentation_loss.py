@@ -9,7 +9,6 @@ import numpy as np
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
 
-
 entropies = jax.jit(cross_entropy, static_argnums=2)
 mean_and_gradient = jax.jit(jax.value_and_grad(lambda scores, labels: masked_mean(*cross_entropy(scores, labels))))
 

@@ -110,3 +110,18 @@ def test_unknown_names():
         make_fusion("attention")
     with pytest.raises(ValueError, match="fusion_init is one of.*found 'zeros'"):
         make_fusion("conv1x1", "zeros").init(jax.random.key(0), jnp.asarray(frames_of()))
+
+
+def test_stam_gradient_by_finite_differences(x64):
+    random = np.random.default_rng(2)
+    features, weights = random.normal(size=(1, 2, 3, 4, 2)), random.normal(size=(1, 3, 4, 4))
+    fusion = make_fusion("stam", param_dtype=jnp.float64)
+    shapes = jax.eval_shape(fusion.init, jax.random.key(0), jnp.asarray(features))
+    params = jax.tree.map(lambda s: jnp.asarray(random.normal(size=s.shape)), shapes)
+    loss = jax.jit(lambda x: jnp.sum(fusion.apply(params, x) * weights))
+    gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(features)))
+    for where in np.ndindex(features.shape):
+        step = np.zeros(features.shape)
+        step[where] = 1e-6
+        expected = (loss(jnp.asarray(features + step)) - loss(jnp.asarray(features - step))) / 2e-6
+        np.testing.assert_allclose(gradient[where], expected, rtol=1e-6, atol=1e-7)
