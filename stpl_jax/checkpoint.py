@@ -202,7 +202,7 @@ def _shapes(tree):
 
 
 def _stored_shapes(manager, step, item):
-    metadata = manager.item_metadata(step)[item]
+    metadata = manager.item_metadata(step).get(item)
     if metadata is None:
         raise CheckpointError(
             f"{Path(manager.directory) / str(step)} has no item {item!r}: it is not a training run's."

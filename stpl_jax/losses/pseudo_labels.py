@@ -21,7 +21,8 @@ def share_of(count, proportion):
     """
     if not 0 <= proportion <= 1:
         raise ValueError(f"topk.proportion is a share of the pixels, in 0..1; found {proportion}.")
-    fraction = Fraction(str(proportion))
+    # The denominator is bounded so that counts of pixels times the numerator stay within int32.
+    fraction = Fraction(str(proportion)).limit_denominator(10_000)
     return count * fraction.numerator // fraction.denominator
 
 

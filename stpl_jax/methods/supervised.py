@@ -11,7 +11,7 @@ from stpl_jax.ops.resize import resize_align_corners
 
 
 class Supervised:
-    """Cross-entropy of the fused scores, main + 0.1 · auxiliary, at the label's size, as DA-VSN's and TPS's public code."""
+    """Cross-entropy of fused scores, main + 0.1 · auxiliary, at the label's size, as DA-VSN's and TPS's public code."""
 
     def __init__(self, config, segmenter, domain):
         self.config, self.segmenter, self.domain = config, segmenter, domain

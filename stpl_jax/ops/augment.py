@@ -192,13 +192,15 @@ def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
 def adjust_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
     """Turns the hue of RGB [H, W, 3] of 0..255 by a scalar shift, in turns of the colour circle, in HSV."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    value = jnp.max(image, axis=-1)
-    chroma = value - jnp.min(image, axis=-1)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma == 0, 1, chroma)  # grey pixels have no hue: any one will do
+    # Channels are compared with each other, never with `value`: the compiler may compute that one apart, with other
+    # rounding, and then it equals none of them.
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = hue + 6 * jnp.asarray(shift, image.dtype)  # in sixths of a turn
 

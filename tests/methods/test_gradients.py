@@ -1,18 +1,16 @@
 """Losses and gradients of the methods, in float64, against a recomputation in a straight line.
 
-A loss alone does not show a wrong gradient path: stopping the gradient to keys or to earlier frames leaves every loss as
-it is. So gradients are compared, and readings that differ are shown to differ.
+A loss alone does not show a wrong gradient path: stopping the gradient to keys or earlier frames leaves every loss as
+it is. So gradients are compared, and readings that part are shown to part.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from patch_network import PatchNetwork
 
 from stpl_jax.methods import make_method, stpl
-from stpl_jax.models.accel import Features, Scores
-from stpl_jax.models.batch_norm import GroupedBatchNorm
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
@@ -86,46 +84,6 @@ def equations_3_and_4(queries, keys, labels):
     return jnp.where(has_negative, loss, 0).sum() / jnp.maximum(has_negative.sum(), 1)
 
 
-class PatchNetwork(nn.Module):
-    """Stands in for `Accel`, with its methods and without its convolutions, which would take minutes to compile."""
-
-    num_classes: int = 5
-    channels: int = 16
-    sync_axis: str | None = None
-    dtype: type = jnp.float64
-    param_dtype: type = jnp.float64
-
-    def setup(self):
-        self.norm = GroupedBatchNorm(self.sync_axis, self.param_dtype)
-        self.first, self.second, self.layer5, self.layer6 = (
-            nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype)
-            for width in (self.channels, self.channels, self.num_classes, self.num_classes)
-        )
-        self.sf_layer = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
-
-    def features(self, rgb, batch_statistics=False, averaged=0):
-        groups, clips, height, width, _ = rgb.shape
-        patches = rgb.astype(self.dtype).reshape(groups * clips, height // 4, 4, width // 4, 4, 3)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(groups * clips, height // 4, width // 4, 48)
-        x = self.norm(patches, groups if batch_statistics else 0, averaged)
-        auxiliary = jnp.tanh(self.first(x))
-        maps = Features(auxiliary, jnp.tanh(self.second(auxiliary)))
-        return jax.tree.map(lambda f: f.reshape(groups, clips, *f.shape[1:]), maps)
-
-    def classify(self, features):
-        return Scores(self.layer5(features.auxiliary), self.layer6(features.main))
-
-    def classify_main(self, features):
-        return self.layer6(features)
-
-    def fuse(self, current, warped):
-        return self.sf_layer(jnp.concatenate([current, warped], -1))
-
-    def __call__(self, rgb):
-        scores = self.classify(self.features(rgb, True))
-        return self.fuse(scores.main[0], scores.main[-1])
-
-
 def frozen(x):
     return jax.lax.stop_gradient(x)
 
@@ -167,7 +125,10 @@ def reference(segmenter, params, stats, data):
         features, stats = backbone(jnp.asarray(data["frames"][:, t], jnp.float64), stats)
         clean.append(features)
         averages.append(stats)
-    augmented = [backbone(two[:, t].astype(jnp.float64), averages[0])[0].main for t in range(2)]
+    augmented, after_augmented = [], averages[2]
+    for t in range(2):
+        features, after_augmented = backbone(two[:, t].astype(jnp.float64), after_augmented)
+        augmented.append(features.main)
     augmented_three = [backbone(three[:, t].astype(jnp.float64), averages[0])[0].main for t in range(3)]
     z = [features.main for features in clean]
     to_earlier = [
@@ -230,7 +191,7 @@ def reference(segmenter, params, stats, data):
         "oracle, earlier frame trained": at_label_size(fused("layer6", z[0], z[1], lambda x: x))
         + 0.1 * at_label_size(fused_auxiliary(lambda x: x)),
     }
-    return losses, (averages, labels, chosen)
+    return losses, ({2: averages[2], 4: after_augmented}, labels, chosen)
 
 
 def draw_heads(channels=16, hidden=12, dim=6):
@@ -275,7 +236,10 @@ def results(clips, drawn_variables, tiny_settings):
                     network["fusion"] = params[fusion]
                 if projection:
                     network["projection"] = params[projection]
-                batch = data | {"frames": data["frames"][:, needs.offsets], "flow": data["flow"][:, : len(needs.flow_pairs)]}
+                batch = data | {
+                    "frames": data["frames"][:, needs.offsets],
+                    "flow": data["flow"][:, : len(needs.flow_pairs)],
+                }
                 batch = jax.tree.map(jnp.asarray, batch)
                 state = TrainState(0, {"network": network}, stats, {}, None)
                 out, aux = method.loss({"network": network}, state, {"target": batch}, KEY)
@@ -350,8 +314,10 @@ def test_pseudo_labels_and_losses_come_from_batch_statistics(results):
         )
 
 
-@pytest.mark.parametrize("name", ["temporal", "duplicate", "self_training", "oracle"])
-def test_running_averages_take_both_frames_in_order(results, name):
+@pytest.mark.parametrize(
+    "name, frames", [("temporal", 2), ("duplicate", 2), ("self_training", 2), ("oracle", 2), ("stpl", 4)]
+)
+def test_running_averages_take_all_frames_in_order(results, name, frames):
     _, (_, averages) = results["found"]
     _, (_, (expected, _, _)) = results["expected"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), averages[name], expected[2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), averages[name], expected[frames])

@@ -1,0 +1,103 @@
+"""Imports go down only, and every configuration file stays free of the code that it configures."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("benchmarks", "configs", "input_pipeline", "stpl_jax", "tests")
+
+
+def modules(folder):
+    files = sorted((ROOT / folder).rglob("*.py")) if (ROOT / folder).is_dir() else [ROOT / folder]
+    assert files, f"{folder} has no Python files"
+    return files
+
+
+def imported(file):
+    """Full names of all that a file imports, wherever in the file; `from a import b` counts as `a` and `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name, package):
+    return name == package or name.startswith(package + ".")
+
+
+def breaches(folder, allowed=None, forbidden=()):
+    """Imports of our packages that are not allowed (None: all are), and of anything forbidden."""
+    found = []
+    for file in modules(folder):
+        for name in sorted(imported(file)):
+            ours = within(name, "stpl_jax") or any(within(name, package) for package in OURS)
+            # `from stpl_jax import optim` names the package and the module: the latter is what counts.
+            stray = allowed is not None and ours and name != "stpl_jax" and not any(within(name, a) for a in allowed)
+            if stray or any(within(name, f) for f in forbidden):
+                found.append(f"{file.relative_to(ROOT)}: {name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "folder, allowed",
+    [
+        ("input_pipeline", ("input_pipeline",)),
+        ("stpl_jax/ops", ("stpl_jax.ops",)),
+        ("stpl_jax/losses", ("stpl_jax.losses", "stpl_jax.ops")),
+        ("stpl_jax/models", ("stpl_jax.models", "stpl_jax.ops")),
+        ("stpl_jax/metrics", ("stpl_jax.metrics", "stpl_jax.ops")),
+        (
+            "stpl_jax/methods",
+            (
+                "stpl_jax.methods",
+                "stpl_jax.models",
+                "stpl_jax.losses",
+                "stpl_jax.ops",
+                "stpl_jax.optim",
+                "stpl_jax.parallel.AXIS",
+                "stpl_jax.parallel",
+            ),
+        ),
+        ("stpl_jax/parallel.py", ()),
+        ("stpl_jax/optim.py", ()),
+        ("stpl_jax/train_state.py", ("stpl_jax.parallel",)),
+        ("stpl_jax/checkpoint.py", ()),
+        ("configs", ("configs", "input_pipeline")),
+    ],
+)
+def test_imports_go_down_only(folder, allowed):
+    assert not breaches(folder, allowed)
+
+
+def test_the_input_pipeline_runs_without_jax():
+    assert not breaches("input_pipeline", forbidden=("jax", "jaxlib", "flax", "optax", "orbax", "tensorflow"))
+
+
+@pytest.mark.parametrize("folder", ["input_pipeline", "stpl_jax", "configs", "main.py"])
+def test_nobody_imports_benchmarks_or_tests(folder):
+    assert not breaches(folder, forbidden=("benchmarks", "tests", "conftest", "pytest"))
+
+
+def test_pmap_is_said_in_one_place():
+    for file in modules("stpl_jax"):
+        tree = ast.parse(file.read_text())
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "pmap" and n.value.id == "jax"]
+        assert bool(calls) == (file.name == "parallel.py"), file
+
+
+def test_the_check_has_teeth(tmp_path, monkeypatch):
+    monkeypatch.setitem(breaches.__globals__, "ROOT", tmp_path)
+    folder = tmp_path / "stpl_jax" / "ops"
+    folder.mkdir(parents=True)
+    (folder / "bad.py").write_text("def f():\n    from stpl_jax.models import accel\n    import jax.numpy as jnp\n")
+    assert breaches("stpl_jax/ops", ("stpl_jax.ops",)) == [
+        "stpl_jax/ops/bad.py: stpl_jax.models",
+        "stpl_jax/ops/bad.py: stpl_jax.models.accel",
+    ]
+    assert breaches("stpl_jax/ops", forbidden=("jax",)) == ["stpl_jax/ops/bad.py: jax.numpy"]
