@@ -133,7 +133,9 @@ def get_config():
         )
     )
 
-    config.evaluate = ConfigDict(dict(every=2000, clips_per_device=1))  # every: steps between validations; 0: at the end only
+    config.evaluate = ConfigDict(
+        dict(every=2000, clips_per_device=1)
+    )  # every: steps between validations; 0: at the end only
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; newest kept
     config.report = ConfigDict(dict(frames=8))  # validation frames that the report shows
 

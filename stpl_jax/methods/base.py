@@ -35,7 +35,7 @@ class Aux(struct.PyTreeNode):
     Attributes:
       batch_stats: running averages after the step's forward passes.
       metrics: scalars for the log, by name.
-      extra: whatever `after_update` wants of the forward passes.
+      extra: whatever `after_update` wants of the forward passes; as all of this, averaged over devices.
     """
 
     batch_stats: Any
