@@ -2,9 +2,9 @@
 
     python -m benchmarks.full_size --workdir=runs/full_size
 
-Writes a small VIPER tree (1080×1920 JPEG) and a small Cityscapes-Seq tree (1024×2048 PNG) in their owners' layouts, and a source
-model with random weights; then adapts ResNet-101 for two steps by STPL (`main.py --mode=adapt`) and trains it on source for one
-(`--mode=pretrain`), each with its validation at 1024×2048. Prints wall-clock time and peak memory of each process.
+Writes a small VIPER tree (1080×1920 JPEG) and a small Cityscapes-Seq tree (1024×2048 PNG) in their owners' layouts, and
+a source model with random weights; then adapts ResNet-101 for two steps by STPL (`main.py --mode=adapt`) and trains it
+on source for one (`--mode=pretrain`), each with its validation at 1024×2048. Prints wall-clock time and peak memory.
 """
 
 import argparse

@@ -37,7 +37,10 @@ def get_config():
     )
     config.model.classifier_dilations = (1, 2, 4, 8)
 
-    config.optim.learning_rate = 4e-4
+    config.optim.learning_rate = 3e-4
+    config.optim.multipliers = (
+        (r"^(projection|fusion)/", 100.0),
+    )  # lets the head take up what the classifier need not
     config.optim.steps = config.optim.decay_steps = 200
     config.optim.clip_norm = 5.0
     # Jittered frames have other statistics than the camera's: they stay out of the averages that inference uses.
@@ -47,7 +50,7 @@ def get_config():
 
     # The reading of STPL that serves the embedded benchmark best.
     stpl = config.methods.stpl
-    stpl.topk.per_class = True
+    stpl.topk.update(dict(proportion=0.5, per_class=True))
     stpl.projection.init = "identity"
     stpl.contrast.class_power = -0.5
 
@@ -64,9 +67,10 @@ def get_config():
         dict(
             method="stpl",
             batch_norm=dict(average_over="all"),
+            optim=dict(multipliers=()),
             methods=dict(
                 stpl=dict(
-                    topk=dict(per_class=False),
+                    topk=dict(proportion=0.7, per_class=False),
                     projection=dict(init="random"),
                     contrast=dict(class_power=0.0),
                 )

@@ -52,7 +52,7 @@ def finish(process, code=0):
 def final_arrays(workdir):
     stored = checkpoint.load_model(workdir / "stpl")
     assert stored.path.name == "12"
-    return {name: x for name, (x) in _flat(stored.variables).items()}
+    return _flat(stored.variables)
 
 
 def _flat(tree, prefix=""):
