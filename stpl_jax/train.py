@@ -23,7 +23,7 @@ from stpl_jax.train_state import create_state, make_train_step
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss that is infinite or not a number."""
+    """A loss, or the state after the step, that is infinite or not a number."""
 
 
 class Stopped(SystemExit):

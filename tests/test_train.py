@@ -108,7 +108,7 @@ def test_loss_that_is_not_finite_names_step_and_clips(begun):
         adapt(begun, config)
 
     config = tiny_run_config(8)
-    config.rows.broken = dict(method="stpl", optim=dict(learning_rate=1e30, clip_norm=0.0))
+    config.rows.broken = dict(method="stpl", optim=dict(learning_rate=3e38, clip_norm=0.0))
     with pytest.raises(NonFiniteLoss, match=r"step \d+ gave .*(nan|inf).* on clips \w+_\d{6}_\d{6}"):
         adapt(begun, config, "broken")
     for x in leaves(begun, "stpl").values():

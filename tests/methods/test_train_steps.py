@@ -76,7 +76,7 @@ def test_two_steps_on_eight_devices(name, small_config, small_segmenter, small_v
     assert changed(before.batch_stats, after.batch_stats) == set(flatten(before.batch_stats))
     assert ("fusion" in after.params["network"]) == (name == "stpl")
     assert ("projection" in after.params["network"]) == (name in STPL_FAMILY)
-    assert set(parallel.unreplicate(metrics)) == {
+    assert set(parallel.unreplicate(metrics)) == {"state_norm"} | {
         "bn_statistics": set(),
         **{n: {"loss/network", "confident"} for n in STPL_FAMILY},
     }.get(name, {"loss/network"})
