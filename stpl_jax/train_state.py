@@ -67,7 +67,7 @@ def make_train_step(method, optimisers, seed):
         state = state.replace(step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state)
         # A loss may be masked where its inputs are not numbers; a state that holds one cannot hide it in this norm.
         metrics = {f"loss/{group}": loss for group, loss in losses.items()} | aux.metrics
-        metrics["state_norm"] = optax.global_norm((params, aux.batch_stats))
+        metrics["state_norm"] = optax.tree.norm((params, aux.batch_stats))
         return method.after_update(state, aux), metrics
 
     return train_step
