@@ -241,7 +241,6 @@ def write_worlds(spec, root, progress=print):
     root = Path(root)
     content, paths = _content(spec), _paths(spec, root)
     if _is_finished(content, root):
-        progress(f"worlds: {root} is there already")
         return paths
     root.mkdir(parents=True, exist_ok=True)
     (root / _UNFINISHED).write_text(json.dumps(content))

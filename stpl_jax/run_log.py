@@ -56,8 +56,10 @@ class RunLog:
         self.write(step, metrics)
         if step % self.every and step != self.steps and self.timer[1] != step:
             return
+        # The most looked-at first; the rest stands in the files.
+        shown = [name for name in metrics if name.startswith("loss/")] + ["learning_rate"]
         parts = [f"{self.row}  step {step}/{self.steps}"]
-        parts += [f"{name} {value:.4g}" for name, value in metrics.items()]
+        parts += [f"{name} {metrics[name]:.4g}" for name in shown if name in metrics]
         seconds, done = now - self.timer[0], step - self.timer[1]
         if done and seconds > 0:
             parts.append(f"{done * self.clips_per_step / seconds:.2f} clips/s")

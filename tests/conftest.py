@@ -33,7 +33,14 @@ def make_tiny_config():
     config = base.get_config()
     config.model.classifier_dilations = (1, 2)
     config.model.backbone.update(
-        {"blocks": (1, 1, 1, 1), "widths": (4, 4, 4, 4), "stem_width": 4, "stem_kernel": 3, "stem_pool": False}
+        {
+            "blocks": (1, 1, 1, 1),
+            "widths": (4, 4, 4, 4),
+            "stem_width": 4,
+            "stem_kernel": 3,
+            "stem_pool": False,
+            "remat": False,
+        }
     )
     config.methods.stpl.projection.update({"hidden": 12, "dim": 6})
     config.optim.learning_rate = 0.01

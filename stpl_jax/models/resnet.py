@@ -74,6 +74,8 @@ class ResNet(nn.Module):
       widths: inner width of each stage's blocks; a stage has `expansion` times as many channels.
       strides, dilations: of each stage.
       stem_width, stem_kernel, stem_pool: the first convolution (stride 2), and whether max-pooling follows.
+      remat: compute each block's inner values again in the backward pass instead of keeping them: a third more
+        arithmetic, a fraction of the memory.
     """
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
@@ -84,6 +86,7 @@ class ResNet(nn.Module):
     stem_width: int = 64
     stem_kernel: int = 7
     stem_pool: bool = True
+    remat: bool = False
     sync_axis: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -113,10 +116,11 @@ class ResNet(nn.Module):
         x = nn.relu(GroupedBatchNorm(self.sync_axis, self.param_dtype, name="bn1")(stem(images), groups, averaged))
         if self.stem_pool:
             x = max_pool_ceil(x)
+        block = nn.remat(Bottleneck, static_argnums=(2, 3)) if self.remat else Bottleneck
         stages = []
         for s, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
             for b in range(blocks):
-                x = Bottleneck(
+                x = block(
                     width=width,
                     expansion=self.expansion,
                     stride=self.strides[s] if b == 0 else 1,

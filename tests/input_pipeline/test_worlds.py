@@ -196,7 +196,7 @@ def test_a_finished_world_is_kept(viper_world):
     # The number of processes does not change the content.
     assert write_worlds(dataclasses.replace(SPEC, workers=2), root, progress=lines.append) == viper_world
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    assert len(lines) == 1 and "already" in lines[0]
+    assert not lines, "nothing was rendered, so there is nothing to tell"
 
 
 def test_another_world_in_the_folder_is_refused(viper_world):
