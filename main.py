@@ -25,9 +25,7 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
     config, workdir = FLAGS.config, FLAGS.workdir
     sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
-    if config.cpu_devices > 1:
-        # Each device has a thread of its own; splitting its convolutions further makes them slower.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {config.cpu_xla_flags}"
     # Orbax and Grain tell at length what they do; our own lines are printed.
     logging.set_verbosity(logging.WARNING)
     # Imported here: processes that this one starts for rendering and decoding read this file and need neither.

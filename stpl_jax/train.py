@@ -260,6 +260,7 @@ _FREE = (
     "log_every",
     "compare_with",
     "cpu_devices",
+    "cpu_xla_flags",
     "compilation_cache",
     "checkpoint",
     "report",
