@@ -1,12 +1,8 @@
 """Optical flow by OpenCV's DIS, which needs no weights: the default where there are no flow files."""
 
-import threading
-
 import cv2
 import numpy as np
 
-# An estimator keeps buffers between calls, so each thread has its own.
-_local = threading.local()
 _SMALLEST_SIDE = 12
 
 
@@ -36,7 +32,7 @@ def dis_flow(frame, earlier):
         raise ValueError(
             f"dis_flow: DIS needs frames of {_SMALLEST_SIDE} pixels or more a side, found {frame.shape[:2]}."
         )
-    if not hasattr(_local, "estimator"):
-        _local.estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    # A new one for each pair: a small frame changes an estimator's scales for good, and so the flow of later frames.
+    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey, grey_earlier = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (frame, earlier))
-    return _local.estimator.calc(grey, grey_earlier, None)
+    return estimator.calc(grey, grey_earlier, None)

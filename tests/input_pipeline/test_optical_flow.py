@@ -24,3 +24,10 @@ def test_bad_frames_are_refused():
             optical_flow.dis_flow(frame, other)
     with pytest.raises(ValueError, match="12 pixels"):
         optical_flow.dis_flow(frame[:8, :8], frame[:8, :8])
+
+
+def test_a_small_frame_does_not_change_later_flow():
+    frames = [frame_pixels(seed, (64, 128)) for seed in (1, 2)]
+    before = optical_flow.dis_flow(*frames)
+    optical_flow.dis_flow(*(frame_pixels(seed, (12, 14)) for seed in (3, 4)))
+    np.testing.assert_array_equal(optical_flow.dis_flow(*frames), before)
