@@ -23,7 +23,7 @@ def get_config():
     config.clips_per_device = 1  # paper's batch, public code of DA-VSN and TPS
     config.auxiliary_weight = 0.1  # of the auxiliary classifier in supervised and self-training losses (DA-VSN, TPS)
     config.cpu_devices = 1  # devices to split the CPU into; used where there is no accelerator
-    # XLA's flags for the CPU. This one schedules for memory: by default a full-size step takes 28 GiB instead of 10.
+    # XLA's flags for the CPU. This one schedules for memory: without it a full-size step asks for far more of it.
     config.cpu_xla_flags = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     config.log_every = 20  # steps
     config.compilation_cache = True  # keep compiled programs in the working directory, for resumed and repeated runs
