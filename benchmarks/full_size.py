@@ -76,7 +76,14 @@ def write_source_model(folder):
 def run(name, workdir, *flags):
     """Runs main.py in a process of its own; prints its time and peak memory."""
     root = workdir / "raw"
-    command = [sys.executable, "main.py", "--config=configs/viper.py", f"--workdir={workdir}", *flags]
+    command = [
+        sys.executable,
+        "main.py",
+        "--config=configs/viper.py",
+        f"--workdir={workdir}",
+        "--config.log_every=1",
+        *flags,
+    ]
     command += [f"--config.data.source.raw_dir={root}/viper", f"--config.data.target.raw_dir={root}/cityscapes"]
     start = time.monotonic()
     subprocess.run(command, check=True)

@@ -11,6 +11,7 @@ from flax import struct
 from flax.core import FrozenDict
 
 from stpl_jax.models.resnet import ResNet
+from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.resize import compute_dtype
 
 # Mean of ImageNet in the Caffe convention, BGR, 0-255.
@@ -118,6 +119,7 @@ class Accel(nn.Module):
             kernel_init=keep_current,
             dtype=compute_dtype(self.dtype),
             param_dtype=self.param_dtype,
+            conv_general_dilated=convolve,
         )
 
     def features(self, rgb, batch_statistics=False, averaged=0):

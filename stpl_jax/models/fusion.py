@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.resize import compute_dtype
 
 
@@ -65,7 +66,12 @@ class Conv1x1(nn.Module):
             raise ValueError(f"fusion_init is one of {sorted(inits)}, found {self.initial!r}.")
         features = features.astype(compute_dtype(features.dtype))
         return nn.Conv(
-            features.shape[-1], (1, 1), kernel_init=inits[self.initial], param_dtype=self.param_dtype, name="conv"
+            features.shape[-1],
+            (1, 1),
+            kernel_init=inits[self.initial],
+            param_dtype=self.param_dtype,
+            conv_general_dilated=convolve,
+            name="conv",
         )(_frames_to_channels(features))
 
 

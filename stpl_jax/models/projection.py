@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.resize import compute_dtype
 
 
@@ -53,6 +54,17 @@ class Projection(nn.Module):
         if self.initial not in settings:
             raise ValueError(f"projection.init is one of {sorted(settings)}, found {self.initial!r}.")
         hidden, dim, first, second = settings[self.initial]
-        x = nn.Conv(hidden, (1, 1), kernel_init=first, param_dtype=self.param_dtype, name="conv1")(features)
-        x = nn.Conv(dim, (1, 1), kernel_init=second, param_dtype=self.param_dtype, name="conv2")(nn.relu(x))
+
+        def conv(name, width, kernel_init):
+            return nn.Conv(
+                width,
+                (1, 1),
+                kernel_init=kernel_init,
+                param_dtype=self.param_dtype,
+                conv_general_dilated=convolve,
+                name=name,
+            )
+
+        x = nn.relu(conv("conv1", hidden, first)(features))
+        x = conv("conv2", dim, second)(x)
         return l2_normalise(x)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from stpl_jax.models.batch_norm import GroupedBatchNorm
+from stpl_jax.ops.convolution import convolve
 
 
 def max_pool_ceil(x):
@@ -51,6 +52,7 @@ class Bottleneck(nn.Module):
                 kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
+                conv_general_dilated=convolve,
                 name=name,
             )
 
