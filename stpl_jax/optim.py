@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -20,7 +21,13 @@ def poly_schedule(settings):
     Returns:
       An Optax schedule: step to learning rate.
     """
-    return optax.polynomial_schedule(settings.learning_rate, 0.0, settings.power, settings.decay_steps)
+
+    def schedule(step):
+        # Optax's own divides whole numbers, which gives float32 even where everything else is float64.
+        done = jnp.clip(step, 0, settings.decay_steps).astype(jnp.result_type(float)) / settings.decay_steps
+        return settings.learning_rate * (1 - done) ** settings.power
+
+    return schedule
 
 
 def sgd(settings, frozen=()):
