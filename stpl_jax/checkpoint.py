@@ -19,6 +19,9 @@ import stpl_jax
 
 FOLDER = "checkpoints"
 
+# What a checkpoint's `meta["network"]` names; one without the entry holds a segmentation network.
+NETWORKS = {"accel": "a segmentation network", "flownet2": "an optical flow network"}
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is not there or does not fit."""
@@ -101,7 +104,13 @@ def save(manager, step, state, meta):
 
 
 def save_model(folder, variables, meta):
-    """Writes a checkpoint that holds a segmentation network alone, as step 0 of a new folder of checkpoints."""
+    """Writes a checkpoint that holds a network alone, as step 0 of a new folder of checkpoints.
+
+    Args:
+      folder: new folder.
+      variables: nested dict of arrays.
+      meta: JSON-able; `network` is a name of `NETWORKS`, a segmentation network's if left out.
+    """
     with open_manager(Path(folder) / FOLDER) as manager:
         manager.save(
             0,
@@ -140,20 +149,21 @@ def restore(manager, step, template):
 
 @dataclasses.dataclass(frozen=True)
 class ModelCheckpoint:
-    """A segmentation network as stored: `variables` (numpy `params` and `batch_stats`), `meta`, `path`."""
+    """A network as stored: `variables` (numpy `params` and `batch_stats`), `meta`, `path`."""
 
     variables: dict
     meta: dict
     path: Path
 
 
-def load_model(path, row=None, template=None):
-    """Loads the segmentation network of a checkpoint.
+def load_model(path, row=None, template=None, network="accel"):
+    """Loads the network of a checkpoint.
 
     Args:
       path: a working directory, a row's folder in it, a folder of checkpoints, or one checkpoint (a numbered folder).
       row: with a working directory, which row of its table; default the method that it adapted with.
       template: variables as arrays or shapes that must fit, or None to take what is there.
+      network: a name of `NETWORKS`, what is expected; None for any.
 
     Returns:
       A `ModelCheckpoint`.
@@ -165,15 +175,21 @@ def load_model(path, row=None, template=None):
     with _manager(where.parent, ocp.CheckpointManagerOptions(create=False)) as manager:
         step = int(where.name)
         stored = _stored_shapes(manager, step, "model")
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        found = meta.get("network", "accel")
+        if network is not None and found != network:
+            raise CheckpointError(
+                f"Checkpoint {where} holds {NETWORKS.get(found, found)}, and {NETWORKS[network]} is expected here: "
+                "segmentation networks go into config.init_from and config.pretrain_from, flow networks into "
+                "config.flow.weights."
+            )
         if template is not None:
             _check_same(_shapes(template), stored, where)
         empty = traverse_util.unflatten_dict(
             {tuple(name.split("/")): np.empty(shape, dtype) for name, (shape, dtype) in stored.items()}
         )
-        out = manager.restore(
-            step, args=ocp.args.Composite(model=ocp.args.StandardRestore(empty), meta=ocp.args.JsonRestore())
-        )
-    return ModelCheckpoint(out.model, out.meta, where)
+        out = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(empty)))
+    return ModelCheckpoint(out.model, meta, where)
 
 
 def find_checkpoint(path, row=None):
