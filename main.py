@@ -9,11 +9,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("auto", "pretrain", "adapt", "evaluate", "predict")
+MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "predict")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: data, checkpoints, logs, report.")
-flags.DEFINE_enum("mode", "auto", MODES, "auto does what is missing of pretrain, adapt, evaluate and report.")
+flags.DEFINE_enum(
+    "mode", "auto", MODES, "auto does what is missing of pretrain, adapt, evaluate and report; flow writes flow files."
+)
 flags.DEFINE_string("input", None, "predict: a video file or a folder of frames.")
 flags.DEFINE_string("output", None, "predict: folder for class maps and overlays.")
 flags.DEFINE_string("row", None, "predict: which row of the run's table to apply; default the adapted one.")

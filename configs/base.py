@@ -44,7 +44,7 @@ def get_config():
             train_split="train",
             size=(720, 1280),  # (height, width) that frames are resized to
             list=placeholder(str),  # file of clip names that restricts the set
-            flow_dir=placeholder(str),  # flow files, with flow.source=precomputed
+            flow_dir=placeholder(str),  # flow files: read with flow.source=precomputed, written by --mode=flow
             offsets=(0, 1),  # frames kept of a clip: 0 is x_t, 1 is x_{t-1}
             flow_pairs=((0, 1),),
         )
@@ -68,7 +68,12 @@ def get_config():
     config.world = ConfigDict(dict(generate=False))  # settings of input_pipeline/worlds.py, see configs/synthetic.py
 
     config.flow = ConfigDict()
-    config.flow.source = "dis"  # dis: OpenCV's DIS while preparing; precomputed: files of data.*.flow_dir
+    # dis: OpenCV's DIS while preparing; precomputed: files of data.*.flow_dir; flownet2: files, too, once those that
+    # are missing have been estimated, into data.*.flow_dir or <workdir>/flow
+    config.flow.source = "dis"
+    config.flow.weights = placeholder(str)  # of flownet2: what `python -m stpl_jax.convert flownet2` wrote
+    config.flow.size = "training"  # of the frames whose flow files are estimated: training, or raw (as the set ships)
+    config.flow.batch = 4  # pairs on each device while flow files are estimated
     config.flow.scale = "align_corners"  # how resizing scales flow; public: as DA-VSN and TPS do, about 1.4% off
 
     config.model = model = ConfigDict()

@@ -10,22 +10,26 @@ from input_pipeline.worlds import WorldSpec, write_worlds
 
 # Where a user finds the folders that a configuration must name.
 HOW_TO = "See docs/real_data.md for how to get the set and how its folder must look."
+FLOW_SOURCES = ("dis", "precomputed", "flownet2")
 
 
-def domain_spec(config, domain, needs=None):
+def domain_spec(config, domain, needs=None, workdir=""):
     """Describes one prepared set.
 
     Args:
       config: the run's configuration.
       domain: `source` (training clips with labels), `target` (training clips) or `val` (target clips that are scored).
       needs: what else must be in the set: an object with `offsets` and `flow_pairs`, or None.
+      workdir: holds the flow files that `flow.source=flownet2` has written, unless `data.*.flow_dir` says otherwise.
 
     Returns:
       A `DatasetSpec`.
 
     Raises:
-      ValueError: the folder is not configured.
+      ValueError: the folder is not configured, or `flow.source` is unknown.
     """
+    if config.flow.source not in FLOW_SOURCES:
+        raise ValueError(f"config.flow.source: expected {', '.join(FLOW_SOURCES)}, found {config.flow.source!r}.")
     key = "source" if domain == "source" else "target"
     section = config.data[key]
     if not section.raw_dir:
@@ -40,6 +44,7 @@ def domain_spec(config, domain, needs=None):
         offsets = set(section.offsets) | set(needs.offsets if needs else ())
         pairs = {tuple(p) for p in section.flow_pairs} | {tuple(p) for p in (needs.flow_pairs if needs else ())}
     val = domain == "val"
+    estimated = config.flow.source == "flownet2"  # by `stpl_jax.flow`, before the set is prepared
     return DatasetSpec(
         name=section.name,
         raw_dir=str(Path(section.raw_dir).expanduser()),
@@ -49,12 +54,22 @@ def domain_spec(config, domain, needs=None):
         label_size=None if val else tuple(section.size),
         offsets=tuple(sorted(offsets)),
         flow_pairs=tuple(sorted(pairs)),
-        flow_source=config.flow.source,
-        flow_dir=(section.val_flow_dir if val else section.flow_dir) or "",
+        flow_source="precomputed" if estimated else config.flow.source,
+        flow_dir=str(flow_folder(config, workdir, domain)) if estimated else _flow_dir(config, domain),
         flow_scale=config.flow.scale,
         list_file=(section.val_list if val else section.list) or "",
         skip_bad=config.data.skip_bad,
     )
+
+
+def flow_folder(config, workdir, domain):
+    """Returns where a domain's flow is written to: its configured `flow_dir`, or else `<workdir>/flow/<domain>`."""
+    return Path(_flow_dir(config, domain) or Path(workdir) / "flow" / domain)
+
+
+def _flow_dir(config, domain):
+    section = config.data["source" if domain == "source" else "target"]
+    return (section.val_flow_dir if domain == "val" else section.flow_dir) or ""
 
 
 def open_domain(config, workdir, domain, needs=None, progress=print):
@@ -71,7 +86,7 @@ def open_domain(config, workdir, domain, needs=None, progress=print):
     """
     config = with_world(config, workdir, progress)
     prepared = config.data.prepared_dir or str(Path(workdir) / "data")
-    return open_clips(prepare(domain_spec(config, domain, needs), prepared, progress))
+    return open_clips(prepare(domain_spec(config, domain, needs, workdir), prepared, progress))
 
 
 def with_world(config, workdir, progress=print):
@@ -83,9 +98,11 @@ def with_world(config, workdir, progress=print):
     with config.unlocked():
         config.data.source.raw_dir = str(paths["source"])
         config.data.target.raw_dir = str(paths["target"])
-        config.data.source.flow_dir = str(paths["source_flow"])
-        config.data.target.flow_dir = str(paths["target_flow"])
-        config.data.target.val_flow_dir = str(paths["target_flow"])
+        if config.flow.source == "precomputed":
+            # The true flow. Estimated flow must not be written among these files, nor taken to be there already.
+            config.data.source.flow_dir = str(paths["source_flow"])
+            config.data.target.flow_dir = str(paths["target_flow"])
+            config.data.target.val_flow_dir = str(paths["target_flow"])
         config.world.video = str(paths["video"])
     return config
 

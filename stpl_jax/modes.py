@@ -1,11 +1,15 @@
 """What `main.py --mode=...` does: which rows are trained, from which weights, and what follows."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 from input_pipeline.builders.checks import BadFilesError
 from stpl_jax import checkpoint, report
+from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
+from stpl_jax.methods import make_method
+from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
 from stpl_jax.rows import EVALUATION, row_config, row_names
 from stpl_jax.run_log import write_atomically
@@ -13,7 +17,14 @@ from stpl_jax.train import NonFiniteLoss, Validation, build_segmenter, train
 from stpl_jax.video import SourceError
 
 # What a person at the command line can mend: `main.py` prints these without a stack trace.
-USER_ERRORS = (BadFilesError, checkpoint.CheckpointError, NonFiniteLoss, SourceError, FileNotFoundError)
+USER_ERRORS = (
+    BadFilesError,
+    checkpoint.CheckpointError,
+    flow_extraction.FlowError,
+    NonFiniteLoss,
+    SourceError,
+    FileNotFoundError,
+)
 
 
 def auto(config, workdir, progress=print):
@@ -21,7 +32,30 @@ def auto(config, workdir, progress=print):
     _note_settings(config, workdir)
     for row in row_names(config):
         run_row(config, workdir, row, progress)
+    _estimate_flow(config, workdir, {"val": None}, progress)
     report.write_report(config, workdir, progress)
+
+
+def flow(config, workdir, progress=print):
+    """Writes the flow files that the run's rows need, of every domain whose raw folder is configured.
+
+    Raises:
+      FlowError: there is nothing to estimate, or nothing to estimate it with.
+    """
+    if config.flow.source == "precomputed":
+        raise flow_extraction.FlowError(
+            "--mode=flow estimates flow, and config.flow.source=precomputed reads it: choose --config.flow.source="
+            f"flownet2 or dis. {flow_extraction.HOW_TO_CONVERT}"
+        )
+    given = [domain for domain in ("source", "target") if config.data[domain].raw_dir or config.world.generate]
+    if not given:
+        raise flow_extraction.FlowError(
+            "No data set is configured: set --config.data.source.raw_dir=FOLDER or --config.data.target.raw_dir=FOLDER."
+        )
+    needs = {domain: _needs(config, domain) for domain in given}
+    if "target" in given:
+        needs["val"] = None
+    flow_extraction.extract(config, workdir, needs, progress)
 
 
 def pretrain(config, workdir, progress=print):
@@ -67,6 +101,8 @@ def predict(config, workdir, row, source, output, progress=print):
         if not config.init_from:
             raise
         model = prediction.load(config.init_from, row)
+    if config.flow.source == "flownet2":
+        model = dataclasses.replace(model, estimate_flow=flow_extraction.frame_flow(config.flow.weights))
     prediction.predict_files(model, source, output, progress)
 
 
@@ -88,10 +124,10 @@ def run_row(config, workdir, row, progress=print):
         return
     if before is not None and before["last"]["step"] == settings.optim.steps:
         progress(f"{row}  is done: {done}")
-    elif row == "source_only":
-        train(settings, workdir, row, config.pretrain_from, progress)
-    else:
-        train(settings, workdir, row, source_model(config, workdir), progress)
+        return
+    origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
+    _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
+    train(settings, workdir, row, origin, progress)
 
 
 def source_model(config, workdir):
@@ -117,7 +153,26 @@ def _note_settings(config, workdir):
     write_atomically(Path(workdir) / "config.json", config.to_json_best_effort(indent=1))
 
 
+def _method_needs(settings):
+    return dict(make_method(settings, build_segmenter(settings)).needs)
+
+
+def _needs(config, domain):
+    """What all rows together need of a training domain."""
+    needs = [_method_needs(row_config(config, row)).get(domain) for row in row_names(config)]
+    offsets = {offset for n in needs if n for offset in n.offsets}
+    pairs = {tuple(pair) for n in needs if n for pair in n.flow_pairs}
+    return DomainNeeds(tuple(sorted(offsets)), tuple(sorted(pairs)))
+
+
+def _estimate_flow(settings, workdir, needs, progress):
+    """Writes the flow files that sets are about to be prepared from, where the network makes them."""
+    if settings.flow.source == "flownet2":
+        flow_extraction.extract(settings, workdir, needs, progress, unprepared_only=True)
+
+
 def _score(settings, workdir, stored, progress):
+    _estimate_flow(settings, workdir, {"val": None}, progress)
     segmenter = build_segmenter(settings)
     variables = replicate(stored.variables)
     validation = Validation(settings, workdir, segmenter, progress)

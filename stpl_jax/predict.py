@@ -1,10 +1,12 @@
 """Applying a trained network to videos: from Python (`load`), and to files."""
 
 import collections
+import colorsys
 import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.flow_files import resize_flow as resize_flow_on_host
-from input_pipeline.labels import colour_table
+from input_pipeline.labels import PALETTE, colour_table
 from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint
 from stpl_jax.models.accel import make_segmenter
@@ -39,6 +41,7 @@ class Model:
       size: (height, width) that frames are resized to for the network: that of its training.
       flow_scale: `align_corners` or `public`, how it was trained to resize flow.
       path: the checkpoint.
+      estimate_flow: (frame, earlier), `[H, W, 3]` uint8 RGB at `size`, to flow `[H, W, 2]` where none is given.
     """
 
     segmenter: Any
@@ -48,6 +51,7 @@ class Model:
     size: tuple[int, int]
     flow_scale: str
     path: Path
+    estimate_flow: Callable = dis_flow
 
     def segment(self, frames, flow=None, size=None):
         """Segments a video.
@@ -55,7 +59,7 @@ class Model:
         Args:
           frames: `[T, H, W, 3]` uint8 RGB, in the order of time.
           flow: `[T-1, H, W, 2]` float32, pixels of the H×W grid: `flow[i]` lies on frame i+1's grid and points to where
-            each pixel was in frame i, (u, v) to the right and down. None estimates it by OpenCV's DIS.
+            each pixel was in frame i, (u, v) to the right and down. None estimates it, by `estimate_flow`.
           size: (height, width) of the class maps; None for the frames' own.
 
         Returns:
@@ -111,7 +115,7 @@ class Model:
             if i == 0:
                 earlier_scores, flow = scores, np.zeros((*self.size, 2), np.float32)
             elif flows is None:
-                flow = dis_flow(resized, earlier)
+                flow = self.estimate_flow(resized, earlier)
             else:
                 flow = self._given_flow(next(flows, None), i, shape[:2])
             out_size = tuple(size or shape[:2])
@@ -157,11 +161,22 @@ def load(path, row=None):
         segmenter=make_segmenter(config["model"], len(meta["classes"])),
         variables=jax.device_put(stored.variables),
         classes=tuple(meta["classes"]),
-        palette=colour_table(meta["label_setting"]),
+        palette=_palette(meta["label_setting"], meta["classes"]),
         size=tuple(config["data"]["target"]["size"]),
         flow_scale=config["flow"]["scale"],
         path=stored.path,
     )
+
+
+def _palette(label_setting, names):
+    """Colours `[256, 3]` uint8; where no label setting has these classes: those of known names, and hues far apart."""
+    if label_setting:
+        return colour_table(label_setting)
+    table = np.zeros((256, 3), np.uint8)
+    for i, name in enumerate(names):
+        hue = i * 0.618 % 1  # of the golden ratio: never near an earlier one for long
+        table[i] = PALETTE.get(name) or np.multiply(colorsys.hsv_to_rgb(hue, 0.7, 0.9), 255)
+    return table
 
 
 def predict_files(model, source, output, progress=print):

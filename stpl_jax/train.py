@@ -258,6 +258,7 @@ def _better(best, new):
 _FREE = (
     "steps",
     "log_every",
+    "flow.batch",
     "compare_with",
     "cpu_devices",
     "cpu_xla_flags",

@@ -68,6 +68,10 @@ def breaches(folder, allowed=None, forbidden=()):
         ("stpl_jax/optim.py", ()),
         ("stpl_jax/train_state.py", ("stpl_jax.parallel",)),
         ("stpl_jax/checkpoint.py", ()),
+        (
+            "stpl_jax/convert",
+            ("stpl_jax.convert", "stpl_jax.checkpoint", "stpl_jax.models", "configs", "input_pipeline.labels"),
+        ),
         ("configs", ("configs", "input_pipeline")),
     ],
 )
@@ -77,6 +81,15 @@ def test_imports_go_down_only(folder, allowed):
 
 def test_the_input_pipeline_runs_without_jax():
     assert not breaches("input_pipeline", forbidden=("jax", "jaxlib", "flax", "optax", "orbax", "tensorflow"))
+
+
+def test_torch_is_optional_and_the_converters_stand_alone():
+    for file in [*modules("stpl_jax"), *modules("input_pipeline"), *modules("configs"), ROOT / "main.py"]:
+        names = imported(file)
+        reads_torch = any(within(name, package) for name in names for package in ("torch", "torchvision"))
+        assert reads_torch == (file == ROOT / "stpl_jax" / "convert" / "torch_files.py"), file
+        converter = file.parent == ROOT / "stpl_jax" / "convert"
+        assert converter or not any(within(name, "stpl_jax.convert") for name in names), file
 
 
 @pytest.mark.parametrize("folder", ["input_pipeline", "stpl_jax", "configs", "main.py"])
