@@ -13,6 +13,7 @@ def get_config():
     config = ConfigDict()
     config.seed = 0
     config.method = "stpl"  # what adapts: a name in stpl_jax/methods/__init__.py
+    config.source_free = False  # drop every term that needs source data: the starred rows of da_vsn, vat_vst and tps
     config.compare_with = ("source_only", "bn_statistics")  # rows that --mode=auto runs beside `method`
     config.steps = placeholder(int)  # if set, every row stops after this many steps; schedules stay
     config.init_from = placeholder(
@@ -98,6 +99,7 @@ def get_config():
     config.batch_norm.average_over = "all"  # groups that enter the running averages: all (PyTorch's way) or clean
 
     config.optim = optim = ConfigDict()  # paper, section 4.1
+    optim.profile = "paper"  # paper: this optimiser for every method; own: what methods.<method>.own says in its place
     optim.learning_rate = 2.5e-6
     optim.steps = 20_000  # steps to run
     optim.decay_steps = 20_000  # steps until the schedule reaches 0
@@ -140,12 +142,179 @@ def get_config():
             per_frame=False,  # draw for each frame of a clip apart
         )
     )
+    config.methods.stpl_plus = ConfigDict(  # ours; the rest is methods.stpl's
+        dict(
+            contrast_weight=1.0,
+            supervision_weight=1.0,
+            teacher_decay=0.99,  # of the moving average that makes the pseudo-labels
+            train_classifier=False,
+        )
+    )
+    config.methods.ur = ConfigDict(  # Uncertainty Reduction, CVPR 2021; values of its public code
+        dict(
+            proportion=0.2,  # share of each class's pixels that reaches the class's threshold
+            entropy_weight=1.0,
+            uncertainty_weight=0.1,
+            decoders=4,
+            dropout=0.5,  # probability that a decoder does not see a channel
+            own=dict(  # the publication's optimiser, with optim.profile=own
+                learning_rate=5e-5,
+                power=0.0,  # a constant rate
+                steps=3_200,  # two passes over as many images, two a step
+                decay_steps=3_200,
+                multipliers=((r"^(segmenter/layer[56]|decoders)/", 10.0),),
+            ),
+        )
+    )
+    config.methods.hcl = ConfigDict(  # Historical Contrastive Learning, NeurIPS 2021; values of its public code
+        dict(
+            average_decay=0.996,
+            refresh_every=300,  # steps until the historical network is replaced
+            restart_average=True,  # the averaged network starts again from the trained one then
+            pseudo_labels="source",  # network that makes them: source, historical or average
+            auxiliary_weight=0.5,
+            instance_weight=0.5,
+            temperature=0.07,
+            pixels=2145,  # contrasted in each clip: a crop of 256×512 has as many
+            reliability_margin=0.1,
+            projection=dict(hidden=2048, dim=128, init="random"),
+            augment=stpl.augment.to_dict(),
+            own=dict(
+                learning_rate=1e-4,
+                nesterov=True,
+                steps=100_000,
+                decay_steps=100_000,
+                multipliers=((r"^(segmenter/layer[56]|projection)/", 10.0),),
+            ),
+        )
+    )
+    # Image-based adaptation with source data; weights and `own` as the publications' code has them.
+    config.methods.fda = ConfigDict(  # Fourier Domain Adaptation, CVPR 2020
+        dict(
+            beta=0.01,  # half-width of the window of low frequencies, as a share of the shorter side; also 0.05, 0.09
+            entropy_weight=0.005,
+            entropy_power=2.0,  # η
+            own=dict(
+                learning_rate=2.5e-4,
+                steps=100_000,
+                decay_steps=150_000,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+            ),
+        )
+    )
+    config.methods.pixmatch = ConfigDict(  # PixMatch, CVPR 2021
+        dict(
+            weight=0.1,  # of the consistency term
+            crop=dict(
+                size=(1.0, 0.5),  # (height, width) of the resized crop, as shares of the frame: 512×512 of 512×1024
+                scale=(0.2, 1.0),  # share of the frame's area that is cut out
+                ratio=(3 / 4, 4 / 3),  # stretch of width against height
+            ),
+            augment=dict(
+                blur_probability=0.5,
+                blur_radii=(0.8, 1.1),  # of 3×3 and 5×5 kernels, pixels at a height of 512
+                jitter_probability=0.8,
+                brightness=0.2,
+                contrast=0.2,
+                saturation=0.12,  # 30 of 255
+                hue=0.11,  # 20 of 180
+                per_frame=False,
+                grey_probability=0.2,
+            ),
+            own=dict(
+                learning_rate=1e-4,
+                steps=40_000,
+                decay_steps=40_000,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+            ),
+        )
+    )
+    config.methods.rda = ConfigDict(  # Robust Domain Adaptation, ICCV 2021
+        dict(
+            bands=32,  # frequency bands of each channel
+            share=0.1,  # of bands and channels that an attack replaces
+            consistency=dict(main=1.0, auxiliary=1.0),  # weights of the distance between attacked and clean predictions
+            adversarial=dict(main=1e-3, auxiliary=2e-4),  # λ
+            content_weight=2e-4,
+            content_bands=(2, 15),  # first and last band of shapes and outlines
+            discriminator=dict(learning_rate=1e-4, betas=(0.9, 0.99), width=64),
+            attacker=dict(learning_rate=1e-4, betas=(0.9, 0.99)),  # ours: the published gate gets no gradient
+            own=dict(
+                learning_rate=2.5e-4,
+                steps=120_000,
+                decay_steps=250_000,
+                clip_norm=1.0,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+            ),
+        )
+    )
+    # Video adaptation; weights and `own` as the publications' code has them.
+    config.methods.da_vsn = ConfigDict(  # DA-VSN, ICCV 2021
+        dict(
+            weight=1e-3,  # of all terms but the supervised one (λ_u), and of pushing discriminators apart
+            auxiliary_adversarial=0.2,  # of the adversarial terms on the auxiliary classifier
+            propagation="splat",  # of x_{t-1}'s prediction to t: splat (public code: nearest pixel, holes) or warp
+            clip_norm=1.0,  # of the network's gradient and of each discriminator's, in place of optim.clip_norm
+            discriminator=dict(learning_rate=1e-4, betas=(0.9, 0.99), width=64),
+            own=dict(
+                learning_rate=2.5e-4,
+                steps=120_000,
+                decay_steps=250_000,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+            ),
+        )
+    )
+    config.methods.vat_vst = ConfigDict(  # VAT-VST, 2021; there is no public code: the values are ours
+        dict(
+            stage1_share=0.5,  # of optim.decay_steps that are adversarial training; self-training follows
+            weight=1e-3,  # of the adversarial term, as DA-VSN
+            auxiliary_adversarial=0.2,  # as DA-VSN
+            discriminator=dict(learning_rate=1e-4, betas=(0.9, 0.99), width=64),  # as DA-VSN
+            window=3,  # frames, x_t among them, whose predictions are averaged and have to agree
+            threshold=0.5,  # least averaged probability of a pseudo-label
+            own=dict(
+                learning_rate=2.5e-4,
+                steps=40_000,
+                decay_steps=40_000,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+            ),
+        )
+    )
+    config.methods.tps = ConfigDict(  # TPS, ECCV 2022
+        dict(
+            target_weight=0.1,  # λ for VIPER; 1.0 for SYNTHIA-Seq
+            flip_probability=0.5,  # that the clip which pseudo-labels come from is mirrored
+            scale=(0.8, 1.2),  # smallest and largest factor that the augmented clip is scaled by
+            augment=stpl.augment.to_dict() | dict(grey_probability=0.2),
+            own=dict(
+                learning_rate=2.5e-4,  # 1e-4 in other versions of the public code
+                steps=40_000,
+                decay_steps=250_000,
+                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+            ),
+        )
+    )
 
     config.evaluate = ConfigDict(
         dict(every=2000, clips_per_device=1)
     )  # every: steps between validations; 0: at the end only
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; newest kept
-    config.report = ConfigDict(dict(frames=8))  # validation frames that the report shows
+    config.report = ConfigDict(
+        dict(
+            frames=8,  # validation frames that the report shows
+            analysis=False,  # compare source_only and the adapted row as --mode=analyse does, and show that, too
+        )
+    )
+    config.analysis = ConfigDict(  # of feature space, --mode=analyse
+        dict(
+            clips=100,  # validation clips, drawn at random, whose pixels are looked at
+            pixels=500,  # of each class; fewer where there are fewer (paper, Figure 7)
+            neighbours=(1, 2, 5, 10, 20, 50, 100, 200, 499),  # values of k (paper, Figure 7)
+            tsne_pixels=100,  # of each class in the scatter plots
+            tsne_classes=("road", "light", "car", "bicycle"),  # paper, Figure 6; a second plot shows all (Figure 8)
+            frames=3,  # whose feature maps are drawn
+        )
+    )
 
     # Rows of the results table: what each changes in this configuration. A row without `method` is the method it names.
     config.rows = ConfigDict()
@@ -160,4 +329,9 @@ def get_config():
         )
     )
     config.rows.oracle = ConfigDict(config.rows.source_only.to_dict())
+    # Tables 1 and 2: the starred rows. Table 4: the fusions.
+    for name in ("da_vsn", "vat_vst", "tps"):
+        config.rows[f"{name}_free"] = ConfigDict(dict(method=name, source_free=True))
+    for name in ("add", "conv1x1", "concat"):
+        config.rows[f"stpl_{name}"] = ConfigDict(dict(method="stpl", methods=dict(stpl=dict(fusion=name))))
     return config

@@ -49,6 +49,7 @@ def get_config():
     config.batch_norm.average_over = "clean"
     config.evaluate.update(dict(every=100, clips_per_device=4))
     config.checkpoint.every = 50
+    config.report.analysis = True
 
     # The reading of STPL that serves the embedded benchmark best.
     stpl = config.methods.stpl
@@ -79,5 +80,11 @@ def get_config():
             ),
         )
     )
+    # The baselines' own settings where full-size ones would not fit networks and runs this small.
+    for name in ("rda", "da_vsn", "vat_vst"):
+        config.methods[name].discriminator.width = 16
+    config.methods.hcl.refresh_every = 50
+    config.methods.hcl.projection.update(dict(hidden=128, dim=64))
+    config.rows.hcl = ConfigDict(dict(optim=dict(multipliers=())))  # the multiplier above is for STPL's head
     config.rows.stpl_running = ConfigDict(dict(method="stpl", batch_norm=dict(mode="running")))
     return config

@@ -10,4 +10,5 @@ def get_config():
     config.data.source.name = "synthia_seq"
     # 760×1280 frames, of which the bottom 120 rows are cut.
     config.data.source.size = (640, 1280)
+    config.methods.tps.target_weight = 1.0  # the publication's for SYNTHIA-Seq
     return config

@@ -1,4 +1,7 @@
-"""SGD as the paper and its baselines' public code use it: momentum, weight decay, polynomial decay, multipliers."""
+"""SGD as the paper and its baselines' public code use it: momentum, weight decay, polynomial decay, multipliers.
+
+And Adam, for the adversaries of those baselines that have one.
+"""
 
 import re
 
@@ -12,20 +15,23 @@ def parameter_path(path):
     return "/".join(str(part.key) for part in path)
 
 
-def poly_schedule(settings):
+def poly_schedule(settings, learning_rate=None):
     """Polynomial decay: `learning_rate · (1 - step / decay_steps)^power`, 0 from `decay_steps` on.
 
     Args:
       settings: `config.optim`, with `learning_rate`, `decay_steps` and `power`.
+      learning_rate: of the first step; None for the one in `settings`.
 
     Returns:
       An Optax schedule: step to learning rate.
     """
 
+    learning_rate = settings.learning_rate if learning_rate is None else learning_rate
+
     def schedule(step):
         # Optax's own divides whole numbers, which gives float32 even where everything else is float64.
         done = jnp.clip(step, 0, settings.decay_steps).astype(jnp.result_type(float)) / settings.decay_steps
-        return settings.learning_rate * (1 - done) ** settings.power
+        return learning_rate * (1 - done) ** settings.power
 
     return schedule
 
@@ -69,3 +75,27 @@ def sgd(settings, frozen=()):
         optax.scale_by_learning_rate(schedule),
     )
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def adam(settings, decay):
+    """Adam in PyTorch's arithmetic with the network's polynomial decay: a discriminator's optimiser.
+
+    Args:
+      settings: `learning_rate` and `betas`, of `config.methods.<name>`.
+      decay: `config.optim`, for `decay_steps` and `power`.
+
+    Returns:
+      An Optax transformation.
+
+    Source: public code of ADVENT, DA-VSN and RDA: 1e-4, betas 0.9 and 0.99, no weight decay.
+    """
+    first, second = settings.betas
+    moments = optax.scale_by_adam(first, second, eps=1e-8)
+
+    def update(updates, state, params=None):
+        # Optax raises the decay rates to the power of a whole number, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return moments.update(updates, state, params)
+
+    schedule = poly_schedule(decay, settings.learning_rate)
+    return optax.chain(optax.GradientTransformation(moments.init, update), optax.scale_by_learning_rate(schedule))

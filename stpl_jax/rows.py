@@ -12,12 +12,20 @@ def row_config(config, row):
       row: a name in `config.rows`, or a method.
 
     Returns:
-      A copy whose `method` and `optim.steps` are the row's.
+      A copy whose `method` and `optim` are the row's. With `optim.profile=own`, what the method's publication says in
+      `config.methods.<method>.own` replaces the run's optimiser; what the row itself says comes last.
+
+    Raises:
+      ValueError: the profile is neither `paper` nor `own`.
     """
     config = config.copy_and_resolve_references()
+    if config.optim.profile not in ("paper", "own"):
+        raise ValueError(f"optim.profile is paper or own; found {config.optim.profile!r}.")
     with config.unlocked():
         changes = config.rows[row].to_dict() if row in config.rows else {}
         config.method = changes.pop("method", row)
+        if config.optim.profile == "own":
+            config.optim.update(config.methods.get(config.method, {}).get("own", {}))
         config.update(changes)
         if config.steps is not None:
             config.optim.steps = config.steps

@@ -3,21 +3,39 @@
 from functools import partial
 
 from stpl_jax.methods.bn_statistics import BNStatistics
+from stpl_jax.methods.da_vsn import DAVSN
+from stpl_jax.methods.fda import FDA
+from stpl_jax.methods.hcl import HCL
+from stpl_jax.methods.pixmatch import PixMatch
+from stpl_jax.methods.rda import RDA
 from stpl_jax.methods.self_training import SelfTraining
 from stpl_jax.methods.stpl import STPL
+from stpl_jax.methods.stpl_plus import STPLPlus
 from stpl_jax.methods.supervised import Supervised
+from stpl_jax.methods.tps import TPS
+from stpl_jax.methods.ur import UR
+from stpl_jax.methods.vat_vst import VATVST
 
 METHODS = {
     "source_only": partial(Supervised, domain="source"),
     "oracle": partial(Supervised, domain="target"),
     "bn_statistics": BNStatistics,
     "self_training": SelfTraining,
+    "fda": FDA,
+    "pixmatch": PixMatch,
+    "rda": RDA,
+    "ur": UR,
+    "hcl": HCL,
+    "da_vsn": DAVSN,
+    "vat_vst": VATVST,
+    "tps": TPS,
     "stpl": STPL,
     # STPL's special cases, as Table 3 names them: shorthands for methods.stpl.objective.
     "spatial": partial(STPL, objective="spatial"),
     "temporal": partial(STPL, objective="temporal"),
     "duplicate": partial(STPL, objective="duplicate"),
     "naive": partial(STPL, objective="naive"),
+    "stpl_plus": STPLPlus,
 }
 
 

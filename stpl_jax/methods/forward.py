@@ -1,9 +1,12 @@
 """Forward passes that the methods share: frames to features, flow to the feature grid, two frames' scores to one."""
 
+import operator
+
 import einops
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.ops.mirror import mirror, mirror_flow
 from stpl_jax.ops.resize import resize_flow
 from stpl_jax.ops.warp import warp
 
@@ -60,10 +63,75 @@ def fused_scores(segmenter, params, features, flow):
     Returns:
       Fused `Scores`, `[B, h, w, K]`: one set of fusion weights serves the main and the auxiliary classifier.
     """
+    current, earlier = (segmenter.apply({"params": params}, f, method="classify") for f in features)
+    return fuse_scores(segmenter, params, current, earlier, flow)
+
+
+def fuse_scores(segmenter, params, current, earlier, flow):
+    """As `fused_scores`, from the frames' own `Scores`, each `[B, h, w, K]`."""
     variables = {"params": params}
-    current, earlier = (segmenter.apply(variables, f, method="classify") for f in features)
     warped = jax.lax.stop_gradient(jax.tree.map(lambda scores: warp(scores, flow.astype(scores.dtype)), earlier))
     return jax.tree.map(lambda now, before: segmenter.apply(variables, now, before, method="fuse"), current, warped)
+
+
+def frame_features(config, segmenter, params, batch_stats, frames, clean=None):
+    """Runs the backbone on each frame of the clips; a gradient goes into x_t alone, as in the public code of DA-VSN.
+
+    Args:
+      config: the run's configuration.
+      segmenter: an `Accel`.
+      params, batch_stats: its variables.
+      frames: `[B, T, H, W, 3]` RGB, 0-255, newest first.
+      clean: 0 if the frames are augmented, see `extract`; None if not.
+
+    Returns:
+      T `Features` `[B, h, w, C]`, newest first; and the running averages after the frames, in this order.
+    """
+    frames, norm = frames_first(frames), config.batch_norm
+    # Two passes instead of one batch: the backward pass of the earlier frames is never run.
+    current, stats = extract(segmenter, params, batch_stats, frames[:1], norm, clean)
+    earlier, stats = extract(segmenter, jax.lax.stop_gradient(params), stats, frames[1:], norm, clean)
+    each = [jax.tree.map(operator.itemgetter(t), earlier) for t in range(len(frames) - 1)]
+    return [jax.tree.map(operator.itemgetter(0), current), *each], stats
+
+
+def frame_scores(config, segmenter, params, batch_stats, frames, clean=None):
+    """As `frame_features`, scored: T `Scores` `[B, h, w, K]`, newest first, not fused; and the running averages."""
+    (current, *earlier), stats = frame_features(config, segmenter, params, batch_stats, frames, clean)
+    fixed = {"params": jax.lax.stop_gradient(params)}
+    scores = [segmenter.apply({"params": params}, current, method="classify")]
+    return [*scores, *(segmenter.apply(fixed, features, method="classify") for features in earlier)], stats
+
+
+def clip_predictions(config, segmenter, params, batch_stats, frames, flow, clean=None):
+    """Looks at clips as the video network does: x_t's scores fused with x_{t-1}'s, which no gradient goes into.
+
+    Args:
+      config: the run's configuration.
+      segmenter: an `Accel`.
+      params, batch_stats: its variables.
+      frames: `[B, T, H, W, 3]` RGB, 0-255, newest first; the first two count.
+      flow: `[B, P, H, W, 2]` as stored, in tenths of a pixel, x_t to x_{t-1} first.
+      clean: 0 if the frames are augmented, see `extract`; None if not.
+
+    Returns:
+      x_t's `Features` `[B, h, w, C]`, the fused `Scores` `[B, h, w, K]`, and the running averages after x_t, x_{t-1}.
+    """
+    pair, stats = frame_features(config, segmenter, params, batch_stats, frames[:, :2], clean)
+    flow = flow_on_grid(flow[:, 0], pair[0].main.shape[1:3], config.flow.scale)
+    return pair[0], fused_scores(segmenter, params, pair, flow), stats
+
+
+def clip_scores(config, segmenter, params, batch_stats, frames, flow, clean=None):
+    """As `clip_predictions`, without the features."""
+    return clip_predictions(config, segmenter, params, batch_stats, frames, flow, clean)[1:]
+
+
+def mirrored_scores(config, segmenter, params, batch_stats, frames, flow):
+    """Scores clips' mirror images without any gradient: the fused `Scores`, mirrored back."""
+    params, frames, flow = jax.lax.stop_gradient(params), mirror(frames), mirror_flow(flow)
+    scores, _ = clip_scores(config, segmenter, params, batch_stats, frames, flow)
+    return jax.tree.map(mirror, scores)
 
 
 def fused_main_scores(segmenter, params, current, earlier, flow):

@@ -8,7 +8,7 @@ from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
-from stpl_jax.methods.forward import extract, flow_on_grid, frames_first, fused_scores
+from stpl_jax.methods.forward import clip_scores
 
 
 class SelfTraining:
@@ -29,16 +29,10 @@ class SelfTraining:
     def loss(self, params, state, batch, key):
         del key
         data, segmenter = batch["target"], params["network"]["segmenter"]
-        frames = frames_first(data["frames"])
-        current, stats = extract(self.segmenter, segmenter, state.batch_stats, frames[:1], self.config.batch_norm)
-        earlier, stats = extract(
-            self.segmenter, jax.lax.stop_gradient(segmenter), stats, frames[1:2], self.config.batch_norm
+        scores, stats = clip_scores(
+            self.config, self.segmenter, segmenter, state.batch_stats, data["frames"], data["flow"]
         )
-        pair = [jax.tree.map(lambda f: f[0], features) for features in (current, earlier)]
-        flow = flow_on_grid(data["flow"][:, 0], pair[0].main.shape[1:3], self.config.flow.scale)
-        scores = jax.tree.map(
-            lambda s: s.reshape(s.shape[0], -1, s.shape[-1]), fused_scores(self.segmenter, segmenter, pair, flow)
-        )  # [B, P, K]
+        scores = jax.tree.map(lambda s: s.reshape(s.shape[0], -1, s.shape[-1]), scores)  # [B, P, K]
 
         topk = self.settings.topk
         index, labels, mask = jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(scores.main)

@@ -74,20 +74,8 @@ class STPL:
 
     def loss(self, params, state, batch, key):
         network, data = params["network"], batch["target"]
-        clean = frames_first(data["frames"])  # [T, B, H, W, 3]
-        groups = clean.astype(self.segmenter.dtype)
-        if self.objective in ("stpl", "spatial", "naive"):
-            augmented = self.augment(data, key)
-            augmented = augmented if self.objective == "stpl" else augmented[:1]
-            groups = jnp.concatenate([groups, augmented.astype(groups.dtype)])
-        features, stats = extract(
-            self.segmenter, network["segmenter"], state.batch_stats, groups, self.config.batch_norm, len(clean)
-        )
-        clean_features, augmented_features = features.main[: len(clean)], features.main[len(clean) :]
-
-        size = clean_features.shape[2:4]
-        flows = flow_on_grid(data["flow"], size, self.config.flow.scale)  # [B, T-1, h, w, 2]
-        index, labels, mask = self.pseudo_labels(network, clean_features, flows[:, 0])
+        clean_features, augmented_features, flows, stats = self.views(network, state.batch_stats, data, key)
+        index, labels, mask = self.pseudo_labels(network["segmenter"], clean_features, flows[:, 0])
 
         def contrast(queries, keys):
             return self.contrast(network, queries, keys, index, labels, mask)
@@ -114,15 +102,34 @@ class STPL:
         del aux
         return state
 
+    def views(self, network, batch_stats, data, key):
+        """Runs the backbone on the clean and, where the objective has one, on the augmented clip, as one batch.
+
+        Returns:
+          Last-stage features, frames newest first, `[T, B, h, w, C]`; likewise augmented, or of fewer frames; flow
+          on their grid, `[B, T-1, h, w, 2]`; the running averages afterwards.
+        """
+        clean = frames_first(data["frames"])  # [T, B, H, W, 3]
+        groups = clean.astype(self.segmenter.dtype)
+        if self.objective in ("stpl", "spatial", "naive"):
+            augmented = self.augment(data, key)
+            augmented = augmented if self.objective == "stpl" else augmented[:1]
+            groups = jnp.concatenate([groups, augmented.astype(groups.dtype)])
+        features, stats = extract(
+            self.segmenter, network["segmenter"], batch_stats, groups, self.config.batch_norm, len(clean)
+        )
+        flows = flow_on_grid(data["flow"], features.main.shape[2:4], self.config.flow.scale)
+        return features.main[: len(clean)], features.main[len(clean) :], flows, stats
+
     def augment(self, data, key):
         """Draws T(X): each clip by its own key, so that a clip's draw depends on neither batch nor device."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"])
         frames = data["frames"].astype(jnp.float32)
         return frames_first(jax.vmap(photometric, (0, 0, None))(keys, frames, self.augment_settings))
 
-    def pseudo_labels(self, network, features, flow):
+    def pseudo_labels(self, segmenter, features, flow):
         """Picks confident pixels of the clean clip: `index`, `labels`, `mask`, `[B, N]` each, no gradient."""
-        segmenter, features = jax.lax.stop_gradient((network["segmenter"], features))
+        segmenter, features = jax.lax.stop_gradient((segmenter, features))
         scores = fused_main_scores(self.segmenter, segmenter, features[0], features[1], flow)
         topk = self.settings.topk
         return jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(

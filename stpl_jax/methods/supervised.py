@@ -1,13 +1,49 @@
 """Training with labels: source_only (on source), and the tables' upper bound, oracle (on target)."""
 
-import jax
-
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
-from stpl_jax.methods.forward import extract, flow_on_grid, frames_first, fused_scores
+from stpl_jax.methods.forward import clip_scores
 from stpl_jax.ops.resize import resize_align_corners
+
+
+def label_loss(config, scores, labels):
+    """Cross-entropy of fused scores at the labels' size, averaged over labelled pixels: main + 0.1 · auxiliary.
+
+    Args:
+      config: the run's configuration, for `auxiliary_weight`.
+      scores: `Scores` `[B, h, w, K]`.
+      labels: `[B, H, W]` integers, 255 where ignored.
+
+    Returns:
+      A scalar.
+
+    Source: public code of DA-VSN and TPS.
+    """
+
+    def at_label_size(scores):
+        return masked_mean(*cross_entropy(resize_align_corners(scores, labels.shape[1:]), labels))
+
+    return at_label_size(scores.main) + config.auxiliary_weight * at_label_size(scores.auxiliary)
+
+
+def supervised_loss(config, segmenter, params, batch_stats, data, frames=None):
+    """The supervised loss on one domain's clips, which every method with source data adds its own terms to.
+
+    Args:
+      config: the run's configuration.
+      segmenter: an `Accel`.
+      params, batch_stats: its variables.
+      data: the domain's part of the batch, with labels.
+      frames: `[B, T, H, W, 3]` RGB, 0-255, in place of the batch's own; None for those.
+
+    Returns:
+      A scalar, and the running averages afterwards.
+    """
+    frames = data["frames"] if frames is None else frames
+    scores, stats = clip_scores(config, segmenter, params, batch_stats, frames, data["flow"])
+    return label_loss(config, scores, data["label"]), stats
 
 
 class Supervised:
@@ -26,22 +62,9 @@ class Supervised:
 
     def loss(self, params, state, batch, key):
         del key
-        data, segmenter = batch[self.domain], params["network"]["segmenter"]
-        frames = frames_first(data["frames"])
-        # Two passes instead of one batch: no gradient goes into the earlier frame, so its backward pass is never run.
-        current, stats = extract(self.segmenter, segmenter, state.batch_stats, frames[:1], self.config.batch_norm)
-        earlier, stats = extract(
-            self.segmenter, jax.lax.stop_gradient(segmenter), stats, frames[1:2], self.config.batch_norm
+        loss, stats = supervised_loss(
+            self.config, self.segmenter, params["network"]["segmenter"], state.batch_stats, batch[self.domain]
         )
-        pair = [jax.tree.map(lambda f: f[0], features) for features in (current, earlier)]
-        flow = flow_on_grid(data["flow"][:, 0], pair[0].main.shape[1:3], self.config.flow.scale)
-        scores = fused_scores(self.segmenter, segmenter, pair, flow)
-
-        def at_label_size(scores):
-            labels = data["label"]
-            return masked_mean(*cross_entropy(resize_align_corners(scores, labels.shape[1:]), labels))
-
-        loss = at_label_size(scores.main) + self.config.auxiliary_weight * at_label_size(scores.auxiliary)
         return {"network": loss}, Aux(stats)
 
     def after_update(self, state, aux):

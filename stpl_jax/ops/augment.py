@@ -30,6 +30,7 @@ class AugmentSettings:
       saturation: the same for saturation.
       hue: shift from [-hue, hue], in turns of the colour circle, at most 0.5.
       per_frame: True draws once for each frame; False lets all frames of a clip share one draw.
+      grey_probability: share of draws that end as grey images; 0 in the paper, more than that in PixMatch.
 
     Raises:
       ValueError: if a value is outside its range.
@@ -45,9 +46,10 @@ class AugmentSettings:
     saturation: float = 0.8
     hue: float = 0.2
     per_frame: bool = False
+    grey_probability: float = 0.0
 
     def __post_init__(self):
-        for name in ("blur_probability", "jitter_probability"):
+        for name in ("blur_probability", "jitter_probability", "grey_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name}: expected a probability from 0 to 1, got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
@@ -69,6 +71,7 @@ class Draw(NamedTuple):
     contrast: jax.Array
     saturation: jax.Array
     hue: jax.Array
+    grey: jax.Array  # bool
 
 
 def photometric(key: jax.Array, frames: jax.Array, settings: AugmentSettings) -> jax.Array:
@@ -77,7 +80,7 @@ def photometric(key: jax.Array, frames: jax.Array, settings: AugmentSettings) ->
     Blur comes first, then brightness, contrast, saturation and hue in this order, each cut to 0..255. torchvision's
     ColorJitter permutes the four at random; a fixed order keeps one program for all draws. Contrast blends with the
     mean grey of each frame by itself (the public code stacks the two frames into one tall image and takes its mean).
-    Values stay real numbers: nothing is rounded to bytes.
+    Values stay real numbers: nothing is rounded to bytes. Turning grey, where the settings have it, comes last.
 
     Args:
       key: a random key.
@@ -107,7 +110,10 @@ def photometric(key: jax.Array, frames: jax.Array, settings: AugmentSettings) ->
         jittered = adjust_contrast(jittered, draw.contrast)
         jittered = adjust_saturation(jittered, draw.saturation)
         jittered = adjust_hue(jittered, draw.hue)
-        return jnp.where(draw.jitter, jittered, frame)
+        frame = jnp.where(draw.jitter, jittered, frame)
+        if settings.grey_probability == 0:
+            return frame
+        return jnp.where(draw.grey, jnp.broadcast_to(grey(frame), frame.shape), frame)
 
     if settings.per_frame:
         frame_keys = jax.vmap(lambda t: jax.random.fold_in(key, t))(jnp.arange(frames.shape[0]))
@@ -135,6 +141,8 @@ def sample(key: jax.Array, height: int, settings: AugmentSettings) -> Draw:
         contrast=factor(keys[4], settings.contrast),
         saturation=factor(keys[5], settings.saturation),
         hue=uniform(keys[6], -settings.hue, settings.hue),
+        # Not an eighth key of the split: draws without grey stay what they were.
+        grey=uniform(jax.random.fold_in(key, 7), 0.0, 1.0) < settings.grey_probability,
     )
 
 

@@ -153,9 +153,9 @@ def with_pseudo_labels(method):
     seen = {}
     pseudo_labels, loss = method.pseudo_labels, method.loss
 
-    def spy(self, network, features, flow):
-        picked = pseudo_labels(network, features, flow)
-        scores = fused_main_scores(self.segmenter, network["segmenter"], features[0], features[1], flow)
+    def spy(self, segmenter, features, flow):
+        picked = pseudo_labels(segmenter, features, flow)
+        scores = fused_main_scores(self.segmenter, segmenter, features[0], features[1], flow)
         confidence = jax.nn.softmax(scores, -1).max(-1)
         seen.update(confidence=confidence.reshape(len(confidence), -1), chosen=picked[0].astype(jnp.float64))
         return picked

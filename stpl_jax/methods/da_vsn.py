@@ -1,0 +1,179 @@
+"""DA-VSN: domain adaptive video segmentation via temporal consistency regularization (Guan et al., ICCV 2021).
+
+    L = L_source + λ_u · (L_intra + L_cross)
+
+L_intra, on target alone, pulls a prediction to the one propagated from x_{t-1} where that is more certain. L_cross
+makes target predictions look like source ones to two discriminators: one sees x_t and x_{t-1}, the other x_t twice, and
+their weights are pushed apart, so that the former looks at what changes over time. All of it twice, for the main and
+for the auxiliary classifier.
+
+As in the public code, frames are scored by themselves, no gradient goes into x_{t-1}, and only the supervised loss sees
+fused scores. `source_free` leaves L_intra.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stpl_jax import optim
+from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
+from stpl_jax.losses.entropy import entropy
+from stpl_jax.losses.temporal import unconfident_difference
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.forward import flow_on_grid, frame_scores, fuse_scores
+from stpl_jax.methods.supervised import label_loss
+from stpl_jax.models.discriminator import Discriminator
+from stpl_jax.ops.propagate import propagate
+from stpl_jax.ops.resize import resize_align_corners
+from stpl_jax.ops.warp import warp
+
+# Groups of parameters: which classifier's scores a discriminator sees.
+SPATIO_TEMPORAL = {"spatio_temporal": "main", "spatio_temporal_auxiliary": "auxiliary"}
+SPATIAL = {"spatial": "main", "spatial_auxiliary": "auxiliary"}
+# Which pairs are pushed apart.
+APART = {a: b for pair in zip(SPATIO_TEMPORAL, SPATIAL, strict=True) for a, b in (pair, pair[::-1])}
+PROPAGATIONS = ("splat", "warp")
+SCORE_FUSION = r"^segmenter/sf_layer/"
+
+
+class DAVSN:
+    """Temporal consistency within the target domain, and across domains by adversaries; `config.methods.da_vsn`.
+
+    propagation:
+      splat: each pixel of x_{t-1} is thrown to the nearest pixel of x_t (public code): holes, and overlaps.
+      warp: each pixel of x_t looks up where it was.
+    """
+
+    def __init__(self, config, segmenter):
+        self.config, self.segmenter, self.settings = config, segmenter, config.methods.da_vsn
+        if self.settings.propagation not in PROPAGATIONS:
+            raise ValueError(
+                f"methods.da_vsn.propagation is one of {PROPAGATIONS}, found {self.settings.propagation!r}."
+            )
+        self.needs = {"target": DomainNeeds()}
+        if not config.source_free:
+            self.needs["source"] = DomainNeeds(labels=True)
+        self.discriminator = Discriminator(segmenter.param_dtype, self.settings.discriminator.width)
+
+    def init(self, key, variables):
+        params = {"network": {"segmenter": variables["params"]}}
+        if "source" in self.needs:
+            maps = jnp.zeros((1, 32, 32, 2 * self.segmenter.num_classes), self.segmenter.param_dtype)
+            for group, group_key in zip(APART, jax.random.split(key, len(APART)), strict=True):
+                params[group] = self.discriminator.init(group_key, maps)["params"]
+        return params, None
+
+    def optimisers(self, settings):
+        clip = self.settings.clip_norm
+        network = settings.copy_and_resolve_references()
+        network.clip_norm = clip
+        if self.config.source_free:
+            # Score fusion gets no gradient then: PyTorch would leave it as it is.
+            return {"network": optim.sgd(network, frozen=(BATCH_NORM_PARAMETERS, SCORE_FUSION))}
+        adversary = optax.chain(optax.clip_by_global_norm(clip), optim.adam(self.settings.discriminator, settings))
+        return {"network": optim.sgd(network, frozen=(BATCH_NORM_PARAMETERS,))} | dict.fromkeys(APART, adversary)
+
+    def loss(self, params, state, batch, key):
+        del key
+        segmenter, stats, losses, metrics = params["network"]["segmenter"], state.batch_stats, {}, {}
+        supervised = cross_domain = 0.0
+        if "source" in self.needs:
+            source, stats = self.score(segmenter, stats, batch["source"])
+            flow = self.flow(batch["source"], source[0].main)
+            fused = fuse_scores(self.segmenter, segmenter, *source, flow)
+            supervised = metrics["supervised"] = label_loss(self.config, fused, batch["source"]["label"])
+        target, stats = self.score(segmenter, stats, batch["target"])
+        intra_domain = metrics["intra_domain"] = self.intra_domain(*target, self.flow(batch["target"], target[0].main))
+        if "source" in self.needs:
+            source_size, target_size = (batch[domain]["frames"].shape[2:4] for domain in ("source", "target"))
+            source, target = self.pairs(*source, source_size), self.pairs(*target, target_size)
+            cross_domain = metrics["cross_domain"] = self.fool(params, target)
+            losses = self.tell_apart(params, *jax.lax.stop_gradient((source, target)))
+        losses["network"] = supervised + self.settings.weight * (intra_domain + cross_domain)
+        return losses, Aux(stats, metrics)
+
+    def after_update(self, state, aux):
+        del aux
+        return state
+
+    def score(self, params, stats, data):
+        """Scores x_t and x_{t-1} by themselves."""
+        return frame_scores(self.config, self.segmenter, params, stats, data["frames"])
+
+    def flow(self, data, scores):
+        """Brings a domain's flow to the grid of its scores."""
+        return flow_on_grid(data["flow"][:, 0], scores.shape[1:3], self.config.flow.scale)
+
+    def intra_domain(self, current, earlier, flow):
+        """L_intra, main + auxiliary: two `Scores` `[B, h, w, K]` and the flow between them to a scalar."""
+
+        def consistency(now, before):
+            certainty = entropy(before)[..., None]
+            maps = jax.lax.stop_gradient(jnp.concatenate([jax.nn.softmax(before, -1), certainty], -1))
+            if self.settings.propagation == "splat":
+                maps, reached = propagate(maps, flow)
+            else:
+                maps = warp(maps, flow.astype(maps.dtype))
+                reached = jnp.ones(maps.shape[:-1], bool)
+            return unconfident_difference(now, maps[..., :-1], maps[..., -1], reached).mean()
+
+        return consistency(current.main, earlier.main) + consistency(current.auxiliary, earlier.auxiliary)
+
+    def pairs(self, current, earlier, size):
+        """What each discriminator sees, `[B, H, W, 2K]`: softmax over two frames' scores together, at the frames' size.
+
+        Frames are concatenated newest first. The softmax runs over all 2K scores, as in the public code.
+        """
+
+        def both(classifier, other):
+            scores = jnp.concatenate([getattr(current, classifier), getattr(other, classifier)], -1)
+            return jax.nn.softmax(resize_align_corners(scores, size), -1)
+
+        return {group: both(classifier, earlier) for group, classifier in SPATIO_TEMPORAL.items()} | {
+            group: both(classifier, current) for group, classifier in SPATIAL.items()
+        }
+
+    def judge(self, params, group, maps, label):
+        """Cross-entropy of one discriminator's answers against one domain."""
+        answers = self.discriminator.apply({"params": params[group]}, maps[group])
+        return domain_cross_entropy(answers, label).mean()
+
+    def fool(self, params, target):
+        """L_cross: the network's part, with discriminators as they are."""
+        params = jax.lax.stop_gradient(params)
+        weights = {"main": 1.0, "auxiliary": self.settings.auxiliary_adversarial}
+        return sum(
+            weights[classifier] * self.judge(params, group, target, SOURCE)
+            for group, classifier in (SPATIO_TEMPORAL | SPATIAL).items()
+        )
+
+    def tell_apart(self, params, source, target):
+        """The discriminators' part: each its own loss, against the other of its pair as that one is."""
+
+        def loss(group):
+            domains = self.judge(params, group, source, SOURCE) + self.judge(params, group, target, TARGET)
+            other = jax.lax.stop_gradient(params[APART[group]])
+            return domains / 2 + self.settings.weight * weight_similarity(params[group], other)
+
+        return {group: loss(group) for group in APART}
+
+
+def weight_similarity(params, other):
+    """How alike two networks' weights are: mean over parameters of cos(w, w') + 1, in 0..2; 1 where one is all zero.
+
+    Args:
+      params, other: trees of parameters of one structure.
+
+    Returns:
+      A scalar.
+
+    Source: public code of DA-VSN; biases take part, too.
+    """
+
+    def cosine(a, b):
+        product = jnp.sum(a * a) * jnp.sum(b * b)
+        # Without a direction there is no cosine, nor a gradient.
+        return jnp.where(product > 0, jnp.sum(a * b) / jnp.sqrt(jnp.where(product > 0, product, 1.0)), 0.0)
+
+    cosines = jax.tree.leaves(jax.tree.map(cosine, params, other))
+    return sum(cosines) / len(cosines) + 1

@@ -1,0 +1,96 @@
+"""PixMatch: pixelwise consistency under perturbation (Melas-Kyriazi and Manrai, CVPR 2021).
+
+    L = CE(f(x^s), y^s) + 0.1 · CE(f(a(x^t)), a(argmax f(x^t)))
+
+The prediction on a perturbed target image shall be the perturbed prediction on the image itself. a is the publication's
+base set: random resized crop, brightness, contrast, saturation and hue, grey, blur. No threshold, no averaged teacher.
+
+An image method: on video, f is ACCEL's, of two frames, which share one draw of a; their flow is cropped along. The
+auxiliary classifier's labels are the argmax of both classifiers' mean probability, its weight 0.1 once more (public
+code, where these labels by mistake get another crop). That code also scores a moving average of the weights; here every
+row is scored by the weights that were trained. Its colour operations are OpenCV's, ours are the project's own.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stpl_jax import optim
+from stpl_jax.losses.segmentation import cross_entropy
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.forward import clip_scores
+from stpl_jax.methods.supervised import supervised_loss
+from stpl_jax.models.accel import Scores
+from stpl_jax.ops.augment import AugmentSettings, photometric
+from stpl_jax.ops.geometry import crop_resized, crop_resized_flow, crop_resized_nearest, sample_box
+from stpl_jax.ops.resize import compute_dtype, resize_align_corners
+
+
+class PixMatch:
+    """Labels on source, consistency on target; everything under `config.methods.pixmatch`."""
+
+    def __init__(self, config, segmenter):
+        if config.source_free:
+            raise ValueError(
+                "method=pixmatch without source data would be self-training on its own unfiltered predictions, which "
+                "the paper has no row for. Set source_free=False, or use method=self_training."
+            )
+        self.config, self.segmenter, self.settings = config, segmenter, config.methods.pixmatch
+        self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}
+        self.augment_settings = AugmentSettings(**self.settings.augment)
+
+    def init(self, key, variables):
+        del key
+        return {"network": {"segmenter": variables["params"]}}, None
+
+    def optimisers(self, settings):
+        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
+
+    def loss(self, params, state, batch, key):
+        network, source, target = params["network"]["segmenter"], batch["source"], batch["target"]
+        supervised, stats = supervised_loss(self.config, self.segmenter, network, state.batch_stats, source)
+
+        labels, stats = self.pseudo_labels(network, stats, target)
+        frames, flow, labels = self.perturbed(target, labels, key)
+        scores, stats = clip_scores(self.config, self.segmenter, network, stats, frames, flow, clean=0)
+        size = frames.shape[2:4]
+        main, auxiliary = (
+            cross_entropy(resize_align_corners(s, size), y)[0].mean()
+            for s, y in ((scores.main, labels.main), (scores.auxiliary, labels.auxiliary))
+        )
+        consistency = main + self.config.auxiliary_weight * auxiliary
+        loss = supervised + self.settings.weight * consistency
+        return {"network": loss}, Aux(stats, {"supervised": supervised, "consistency": consistency})
+
+    def after_update(self, state, aux):
+        del aux
+        return state
+
+    def pseudo_labels(self, network, stats, target):
+        """Labels the clean clips at the frames' size: `Scores` of class maps `[B, H, W]`, and the running averages."""
+        scores, stats = clip_scores(
+            self.config, self.segmenter, jax.lax.stop_gradient(network), stats, target["frames"], target["flow"]
+        )
+        scores = jax.tree.map(lambda s: resize_align_corners(s, target["frames"].shape[2:4]), scores)
+        both = jax.nn.softmax(scores.main, -1) + jax.nn.softmax(scores.auxiliary, -1)
+        return Scores(auxiliary=both.argmax(-1).astype(jnp.int32), main=scores.main.argmax(-1).astype(jnp.int32)), stats
+
+    def perturbed(self, target, labels, key):
+        """Draws a for each clip by its own key.
+
+        Returns:
+          Frames `[B, T, h, w, 3]`, flow `[B, P, h, w, 2]` in tenths of a pixel of this grid, labels `[B, h, w]`.
+        """
+        crop = self.settings.crop
+        size = target["frames"].shape[2:4]
+        out_size = tuple(round(side * share) for side, share in zip(size, crop.size, strict=True))
+        dtype = compute_dtype(self.segmenter.dtype)
+
+        def perturb(key, frames, flow, labels):
+            box_key, colour_key = jax.random.split(key)
+            box = sample_box(box_key, size, out_size, tuple(crop.scale), tuple(crop.ratio))
+            frames = photometric(colour_key, crop_resized(frames.astype(dtype), box, out_size), self.augment_settings)
+            flow = crop_resized_flow(flow.astype(dtype), box, out_size)
+            return frames, flow, jax.tree.map(lambda y: crop_resized_nearest(y, box, out_size), labels)
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, target["index"])
+        return jax.vmap(perturb)(keys, target["frames"], target["flow"], labels)

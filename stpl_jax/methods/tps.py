@@ -1,0 +1,117 @@
+"""TPS: domain adaptive video segmentation via temporal pseudo supervision (Xing et al., ECCV 2022).
+
+    ŷ_{t-1} = argmax W(p(x_{t-1}, x_{t-2}); o_t)             what the clip before says, warped to t
+    L       = L_source + λ · CE(p(T(x_t), T(x_{t-1})), ŷ_{t-1})
+
+for the main and, with labels of its own, the auxiliary classifier (· 0.1). No threshold: every pixel counts. T blurs,
+jitters colours, sometimes takes them away, and scales; its scores are scaled back onto the clip's own grid, where the
+labels are. The clip that labels come from is mirrored half of the time. Source frames take the histogram of the target
+frame x_t.
+
+Two faults of the public code are not copied: it mirrors that clip without mirroring the flow that warps its prediction,
+and it jitters frames whose mean has been taken off already, wrapped to bytes. And one thing is ours: the public code
+makes frames larger or smaller, by .8 to 1.2 in steps of .01; here their size is fixed, so that one compiled program
+does for all draws, and an enlarged frame is cut, a shrunk one mirrored at its borders (`ops.zoom`), each around a
+random point. What was cut off does not count. `source_free` leaves the target term.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stpl_jax import optim
+from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.losses.segmentation import IGNORED, cross_entropy
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.forward import clip_scores, flow_on_grid
+from stpl_jax.methods.supervised import supervised_loss
+from stpl_jax.ops.augment import AugmentSettings, photometric
+from stpl_jax.ops.histogram import match_histograms
+from stpl_jax.ops.mirror import mirror, mirror_flow
+from stpl_jax.ops.warp import warp
+from stpl_jax.ops.zoom import covered, zoom
+
+
+class TPS:
+    """The clip before supervises the augmented clip; `config.methods.tps`."""
+
+    def __init__(self, config, segmenter):
+        self.config, self.segmenter, self.settings = config, segmenter, config.methods.tps
+        low, high = self.settings.scale
+        if not 0.5 <= low <= high:
+            raise ValueError(f"methods.tps.scale is (smallest, largest), from 0.5 on; found {(low, high)}.")
+        self.needs = {"target": DomainNeeds((0, 1, 2), ((0, 1), (1, 2)))}
+        if not config.source_free:
+            self.needs["source"] = DomainNeeds(labels=True)
+        self.augment_settings = AugmentSettings(**self.settings.augment)
+
+    def init(self, key, variables):
+        del key
+        return {"network": {"segmenter": variables["params"]}}, None
+
+    def optimisers(self, settings):
+        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
+
+    def loss(self, params, state, batch, key):
+        segmenter, data, stats, metrics = params["network"]["segmenter"], batch["target"], state.batch_stats, {}
+        draws = jax.vmap(self.draw)(jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"]))
+        loss = 0.0
+        if "source" in self.needs:
+            frames = jax.vmap(match_histograms)(batch["source"]["frames"], data["frames"][:, 0])
+            loss, stats = supervised_loss(self.config, self.segmenter, segmenter, stats, batch["source"], frames)
+            metrics["supervised"] = loss
+        labels, stats = self.pseudo_labels(segmenter, stats, data, draws)
+        scores, seen, stats = self.augmented_scores(segmenter, stats, data, draws)
+
+        def supervise(scores, labels):
+            return masked_mean(*cross_entropy(scores, jnp.where(seen, labels, IGNORED)))
+
+        target = supervise(scores.main, labels.main) + self.config.auxiliary_weight * supervise(
+            scores.auxiliary, labels.auxiliary
+        )
+        metrics["target"] = target
+        return {"network": loss + self.settings.target_weight * target}, Aux(stats, metrics)
+
+    def after_update(self, state, aux):
+        del aux
+        return state
+
+    def draw(self, key):
+        """Draws what one clip's views need, so that they depend on neither batch nor device."""
+        photometric_key, flip_key, scale_key, anchor_key = jax.random.split(key, 4)
+        low, high = self.settings.scale
+        return {
+            "photometric": photometric_key,
+            "flip": jax.random.uniform(flip_key, (), jnp.float32) < self.settings.flip_probability,
+            "scale": jax.random.uniform(scale_key, (), jnp.float32, low, high),
+            "anchor": jax.random.uniform(anchor_key, (2,), jnp.float32),  # the point that scaling leaves in place
+        }
+
+    def pseudo_labels(self, params, stats, data, draws):
+        """Labels x_t, `Scores` of `[B, h, w]` int32, by the prediction for (x_{t-1}, x_{t-2}); the averages move on."""
+
+        def turn(x, mirrored):
+            return jnp.where(draws["flip"].reshape(-1, *(1,) * (x.ndim - 1)), mirrored(x), x)
+
+        frames, flow = turn(data["frames"][:, 1:3], mirror), turn(data["flow"][:, 1:2], mirror_flow)
+        scores, stats = clip_scores(self.config, self.segmenter, jax.lax.stop_gradient(params), stats, frames, flow)
+        flow = flow_on_grid(data["flow"][:, 0], scores.main.shape[1:3], self.config.flow.scale)
+
+        def label(scores):
+            probabilities = jax.nn.softmax(turn(scores, mirror), -1)
+            return jnp.argmax(warp(probabilities, flow.astype(probabilities.dtype)), -1).astype(jnp.int32)
+
+        return jax.tree.map(label, jax.lax.stop_gradient(scores)), stats
+
+    def augmented_scores(self, params, stats, data, draws):
+        """Scores T(x_t), T(x_{t-1}): fused `Scores` on the clip's own grid, where they exist, the running averages."""
+        scale, anchor = draws["scale"], draws["anchor"]
+        frames = jax.vmap(photometric, (0, 0, None))(
+            draws["photometric"], data["frames"][:, :2].astype(jnp.float32), self.augment_settings
+        )
+        over_frames = jax.vmap(jax.vmap(zoom, (0, None, None)))
+        frames = over_frames(frames, scale, anchor)
+        flow = over_frames(data["flow"][:, :1].astype(jnp.float32), scale, anchor) * scale.reshape(-1, 1, 1, 1, 1)
+        scores, stats = clip_scores(self.config, self.segmenter, params, stats, frames, flow, clean=0)
+        back = jax.vmap(zoom)
+        seen = jax.vmap(lambda s, a: covered(scores.main.shape[1:3], s, a))(1 / scale, anchor)
+        return jax.tree.map(lambda s: back(s, 1 / scale, anchor), scores), seen, stats

@@ -1,0 +1,116 @@
+"""PixMatch: the whole loss and its gradient against PyTorch's own crops, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from loss_checks import close, losses_and_gradients
+from patch_network import PatchNetwork
+from torch.nn import functional as F
+from torch_reference import torch_patch_network as reference
+from two_devices import changed, states_of_steps
+
+from stpl_jax.methods import make_method, pixmatch
+from stpl_jax.ops.geometry import sample_box
+
+SOURCE, TARGET, CROP = (24, 40), (24, 48), (24, 24)
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pixmatch_config(small_config):
+    small_config.method = "pixmatch"
+    small_config.methods.pixmatch.weight = 0.7  # not lost among the labels' loss
+    return small_config
+
+
+@pytest.fixture
+def batch(clips):
+    target = clips(2, seed=2, size=TARGET)
+    target["index"] += 3
+    return {"source": clips(2, seed=1, label=True, size=SOURCE), "target": target}
+
+
+def dimmed(key, frames, settings):
+    """Stands in for `photometric`, which is tested apart: one draw for the clip."""
+    assert settings.grey_probability == 0.2 and frames.shape[1:3] == CROP
+    gain = jax.random.uniform(key, (), jnp.float32, 0.3, 0.9).astype(frames.dtype)
+    return frames * gain + 20 * (frames / 255) ** 2
+
+
+def perturbed(target, labels):
+    """Each clip: PyTorch's resizing of a slice, and one gain."""
+    frames, flows, crops = [], [], []
+    for b, index in enumerate(target["index"].tolist()):
+        box_key, colour_key = jax.random.split(jax.random.fold_in(KEY, index))
+        top, left, height, width = (int(x) for x in sample_box(box_key, TARGET, CROP, (0.2, 1.0), (3 / 4, 4 / 3)))
+        assert (height, width) != TARGET
+        rows, columns = slice(top, top + height), slice(left, left + width)
+
+        def resized(x, rows=rows, columns=columns):
+            x = torch.as_tensor(np.asarray(x, np.float64))[..., rows, columns, :].movedim(-1, 1)
+            return F.interpolate(x, size=CROP, mode="bilinear", align_corners=False).movedim(1, -1)
+
+        gain = float(jax.random.uniform(colour_key, (), jnp.float32, 0.3, 0.9))
+        frame = resized(target["frames"][b])
+        frames.append(frame * gain + 20 * (frame / 255) ** 2)
+        flows.append(resized(target["flow"][b]) * torch.tensor([CROP[1] / width, CROP[0] / height]).double())
+        pair = torch.stack([y[b, rows, columns] for y in labels])[:, None].double()
+        crops.append(F.interpolate(pair, size=CROP, mode="nearest-exact")[:, 0].long())
+    return torch.stack(frames), torch.stack(flows).numpy(), torch.stack(crops, 1)
+
+
+def expected(variables, batch, weight):
+    params, stats = reference.to_torch(variables["params"], True), reference.to_torch(variables["batch_stats"])
+    source, target = batch["source"], batch["target"]
+    scores, stats = reference.clip_scores(params, stats, reference.frames_of(source), source["flow"])
+    loss = reference.label_loss(scores, source["label"])
+
+    with torch.no_grad():
+        scores, stats = reference.clip_scores(params, stats, reference.frames_of(target), target["flow"])
+        main, auxiliary = (torch.softmax(reference.enlarged(s, TARGET), 1) for s in (scores.main, scores.auxiliary))
+        labels = main.argmax(1), ((main + auxiliary) / 2).argmax(1)
+    assert (labels[0] != labels[1]).any() and all(len(torch.unique(y)) > 2 for y in labels)
+    frames, flow, (on_main, on_auxiliary) = perturbed(target, labels)
+    scores, _ = reference.clip_scores(params, stats, frames, flow)
+    consistency = F.cross_entropy(reference.enlarged(scores.main, CROP), on_main) + 0.1 * F.cross_entropy(
+        reference.enlarged(scores.auxiliary, CROP), on_auxiliary
+    )
+    total = loss + weight * consistency
+    return total, reference.gradients(total, params), stats  # of clean frames alone
+
+
+def test_loss_gradient_and_running_averages(x64, pixmatch_config, drawn_variables, to_float64, batch, monkeypatch):
+    monkeypatch.setattr(pixmatch, "photometric", dimmed)
+    pixmatch_config.batch_norm.average_over = "clean"
+    network = PatchNetwork()
+    variables = drawn_variables(network)
+    method = make_method(pixmatch_config, network)
+    params, stats = to_float64(({"network": {"segmenter": variables["params"]}}, variables["batch_stats"]))
+    losses, gradients, aux = losses_and_gradients(method, params, stats, batch, KEY)
+    want, want_gradients, want_stats = expected(variables, batch, 0.7)
+    np.testing.assert_allclose(losses["network"], want.item(), rtol=1e-6)
+    close(gradients["network"]["segmenter"], want_gradients)
+    close(aux.batch_stats, want_stats, rtol=1e-6)
+
+
+def test_two_steps_on_two_devices(pixmatch_config, drawn_variables, batch):
+    network = PatchNetwork(dtype=jnp.float32, param_dtype=jnp.float32)
+    (before, _, after), (_, metrics) = states_of_steps(
+        make_method(pixmatch_config, network), pixmatch_config.optim, drawn_variables(network), [batch, batch]
+    )
+    layers = {name.split("/")[2] for name in changed(before.params, after.params)}
+    assert {"first", "second", "layer5", "layer6", "sf_layer"} <= layers
+    assert set(metrics) == {"loss/network", "state_norm", "supervised", "consistency"}
+
+
+def test_source_free_is_an_error(pixmatch_config, small_segmenter):
+    pixmatch_config.source_free = True
+    with pytest.raises(ValueError, match="method=pixmatch without source data .* method=self_training"):
+        make_method(pixmatch_config, small_segmenter)
