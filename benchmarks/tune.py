@@ -1,0 +1,97 @@
+"""Chooses the embedded benchmark's learning rates: the same tries for every row, on development seeds.
+
+    python -m benchmarks.tune --seeds 100 101 --rates 1e-4 3e-4 1e-3
+
+Each row of the tables adapts once with each rate on each seed; `configs/synthetic.py` is to name the rate with the best
+mean mIoU at the last step. Nothing else varies. Writes `tuning.md` and `tuning.json`; a run that was stopped goes on.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.tables import TABLES, run_seed
+from stpl_jax.rows import EVALUATION
+from stpl_jax.run_log import write_atomically
+
+CONFIG = "configs/synthetic.py"
+# Trained with labels, or not at all: their settings are not part of the comparison.
+_FIXED = ("source_only", "bn_statistics", "oracle")
+
+
+def rows():
+    """Returns the rows that are tuned: those of all tables that adapt."""
+    names = (row.name for number in sorted(TABLES) for row in TABLES[number].rows)
+    return tuple(name for name in dict.fromkeys(names) if name not in _FIXED)
+
+
+def adapt(workdir, source, seed, rate, names):
+    """Adapts by every row with one rate, from the source model and on the sets of another working directory.
+
+    Returns:
+      row -> mIoU at the last step.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "world").exists():
+        (workdir / "world").symlink_to((source / "world").resolve())
+    for name in names:
+        if not (workdir / name / EVALUATION).is_file():
+            command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", "--mode=adapt"]
+            command += [f"--config.seed={seed}", f"--config.method={name}", f"--config.init_from={source}"]
+            command += [f"--config.rows.{name}.optim.learning_rate={rate}", "--config.evaluate.every=0"]
+            subprocess.run(command, check=True)
+    return {name: json.loads((workdir / name / EVALUATION).read_text())["last"]["miou"] for name in names}
+
+
+def table(scores, rates):
+    """Sets the tries as Markdown.
+
+    Args:
+      scores: rate -> seed -> row -> mIoU.
+      rates: as written on the command line.
+
+    Returns:
+      Markdown, and row -> best rate.
+    """
+    lines = ["| row | " + " | ".join(rates) + " | chosen |", "| --- |" + " --- |" * (len(rates) + 1)]
+    chosen = {}
+    for row in next(iter(scores[rates[0]].values())):
+        means = {rate: statistics.mean(scores[rate][seed][row] for seed in scores[rate]) for rate in rates}
+        chosen[row] = max(rates, key=means.get)
+        cells = [" ".join(f"{scores[rate][seed][row]:.1f}" for seed in scores[rate]) for rate in rates]
+        lines.append(f"| {row} | {' | '.join(cells)} | {chosen[row]} |")
+    return "\n".join(lines), chosen
+
+
+def main():
+    """Runs what is missing and writes the tries."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="100 and up")
+    parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "1e-3"])
+    parser.add_argument("--rows", nargs="+", default=rows())
+    parser.add_argument("--workdir", type=Path, default=Path("runs/tune"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    if min(arguments.seeds) < 100:
+        parser.error("settings are never chosen on the seeds of the tables: 100 and up")
+    scores = {rate: {} for rate in arguments.rates}
+    for seed in arguments.seeds:
+        source = arguments.workdir / f"seed{seed}" / "source"
+        run_seed(CONFIG, source, seed, ("source_only", "bn_statistics", "oracle"))
+        for rate in arguments.rates:
+            workdir = arguments.workdir / f"seed{seed}" / f"rate{rate}"
+            scores[rate][seed] = adapt(workdir, source, seed, rate, arguments.rows)
+    text, chosen = table(scores, arguments.rates)
+    head = f"mIoU at the last step on seeds {' '.join(map(str, arguments.seeds))}, for each learning rate\n\n"
+    command = " ".join(["python -m benchmarks.tune", *sys.argv[1:]])
+    write_atomically(arguments.results / "tuning.md", f"{head}{text}\n\n    {command}\n")
+    content = {"command": command, "scores": scores, "chosen": chosen}
+    write_atomically(arguments.results / "tuning.json", json.dumps(content, indent=1))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Tables over seeds: averages against numbers worked out by hand, and the three files' form."""
+
+import csv
+import io
+import subprocess
+
+import numpy as np
+import pytest
+
+from benchmarks import tables
+from configs import synthetic
+from stpl_jax.methods import METHODS
+
+
+def evaluation(miou, consistency=90.0, seconds=0.5):
+    last = {"miou": miou, "temporal_consistency": consistency, "temporal_consistency_warped": consistency + 1}
+    last["iou"] = {"road": miou + 1, "bus": None}
+    return {"last": last, "best_on_validation": {"miou": miou + 2}, "seconds_per_step": seconds}
+
+
+@pytest.fixture
+def runs():
+    """Two seeds: the gaps from source_only to oracle are 20 and 40 points wide."""
+    mious = {1: (30, 40, 45, 50), 2: (20, 30, 50, 60)}
+    names = ("source_only", "bn_statistics", "stpl", "oracle")
+    return {s: {n: evaluation(m) for n, m in zip(names, values, strict=True)} for s, values in mious.items()}
+
+
+ROWS = (
+    tables.Row("source_only", "Source-only", 37.1),
+    tables.Row("stpl", "STPL", 52.5),
+    tables.Row("oracle", "Oracle"),
+)
+
+
+def test_averages_differences_and_shares(runs):
+    source, stpl, oracle = tables.summarise(ROWS, runs)
+    assert stpl["miou"] == {"mean": 47.5, "std": pytest.approx(np.sqrt(12.5)), "each": [45, 50]}
+    assert stpl["over_source"]["each"] == [15, 30]
+    assert stpl["over_control"]["each"] == [5, 20]
+    assert stpl["gap_closed"]["each"] == [75.0, 75.0]
+    assert stpl["gap_closed"]["std"] == 0
+    assert (source["gap_closed"]["mean"], oracle["gap_closed"]["mean"]) == (0, 100)
+    assert stpl["best_on_validation"]["mean"] == 49.5
+    assert stpl["iou"]["road"]["mean"] == 48.5
+    assert stpl["iou"]["bus"] == {"mean": None, "std": None, "each": [None, None]}
+
+
+def test_the_files_say_the_same(runs):
+    lines = tables.summarise(ROWS, runs)
+    text = tables.markdown(3, lines, (1, 2), "python -m benchmarks.tables --table=3")
+    assert "| STPL | 52.5 | 47.5 ± 3.5 | 45.0 50.0 | 49.5 ± 3.5 | +22.5 ± 10.6 | +12.5 ± 10.6 | 75.0 ± 0.0 |" in text
+    assert "| Oracle | - |" in text
+    found = {(r["row"], r["score"]): r for r in csv.DictReader(io.StringIO(tables.comma_separated(lines)))}
+    assert float(found["stpl", "miou"]["mean"]) == 47.5
+    assert found["stpl", "iou/road"]["each"] == "46 51"
+
+
+def test_a_missing_row_runs_main_once_with_all_rows(runs, tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, check):
+        assert check
+        calls.append(command)
+        for row in runs[1]:
+            (tmp_path / row).mkdir(exist_ok=True)
+            (tmp_path / row / "evaluation.json").write_text("{}")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    rows = ("source_only", "bn_statistics", "stpl", "oracle")
+    for _ in range(2):
+        assert set(tables.run_seed("configs/synthetic.py", tmp_path, 5, rows)) == set(rows)
+    (command,) = calls
+    assert "--config.seed=5" in command
+    assert "--config.method=stpl" in command
+    assert "--config.compare_with=('source_only', 'bn_statistics', 'oracle')" in command
+
+
+@pytest.mark.parametrize("number", tables.TABLES)
+def test_every_row_exists_and_the_references_are_there(number):
+    names = [row.name for row in tables.TABLES[number].rows]
+    assert set(tables.REFERENCES) <= set(names)
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(METHODS) | set(synthetic.get_config().rows)
