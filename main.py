@@ -9,7 +9,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "predict")
+MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "predict")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: data, checkpoints, logs, report.")
@@ -18,6 +18,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("input", None, "predict: a video file or a folder of frames.")
 flags.DEFINE_string("output", None, "predict: folder for class maps and overlays.")
+flags.DEFINE_list(
+    "checkpoints", [], "analyse: rows, checkpoints or NAME=CHECKPOINT, with commas between; default every row."
+)
 flags.DEFINE_string("row", None, "predict: which row of the run's table to apply; default the adapted one.")
 
 
@@ -42,7 +45,9 @@ def main(argv):
 
     print(f"devices: {jax.devices()}", flush=True)
     try:
-        if FLAGS.mode != "predict":
+        if FLAGS.mode == "analyse":
+            modes.analyse(config, workdir, FLAGS.checkpoints)
+        elif FLAGS.mode != "predict":
             getattr(modes, FLAGS.mode)(config, workdir)
         elif FLAGS.input and FLAGS.output:
             modes.predict(config, workdir, FLAGS.row, FLAGS.input, FLAGS.output)

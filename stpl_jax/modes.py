@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from input_pipeline.builders.checks import BadFilesError
-from stpl_jax import checkpoint, report
+from stpl_jax import analysis, checkpoint, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.methods import make_method
@@ -13,11 +13,12 @@ from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
 from stpl_jax.rows import EVALUATION, row_config, row_names
 from stpl_jax.run_log import write_atomically
-from stpl_jax.train import NonFiniteLoss, Validation, build_segmenter, train
+from stpl_jax.train import NonFiniteLoss, Validation, build_segmenter, check_same_run, train
 from stpl_jax.video import SourceError
 
 # What a person at the command line can mend: `main.py` prints these without a stack trace.
 USER_ERRORS = (
+    analysis.AnalysisError,
     BadFilesError,
     checkpoint.CheckpointError,
     flow_extraction.FlowError,
@@ -33,7 +34,7 @@ def auto(config, workdir, progress=print):
     for row in row_names(config):
         run_row(config, workdir, row, progress)
     _estimate_flow(config, workdir, {"val": None}, progress)
-    report.write_report(config, workdir, progress)
+    _report(config, workdir, progress)
 
 
 def flow(config, workdir, progress=print):
@@ -86,11 +87,26 @@ def evaluate(config, workdir, progress=print):
         settings = row_config(config, row)
         stored = checkpoint.load_model(Path(workdir) / row / checkpoint.FOLDER)
         score = _score(settings, workdir, stored, progress)
-        before = Path(workdir) / row / EVALUATION
-        best = json.loads(before.read_text())["best_on_validation"] if before.is_file() else score
-        _write_evaluation(settings, workdir, row, stored.meta["source"], score, best)
+        file = Path(workdir) / row / EVALUATION
+        before = json.loads(file.read_text()) if file.is_file() else {"best_on_validation": score}
+        _write_evaluation(settings, workdir, row, stored.meta["source"], before | {"last": score})
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
-    report.write_report(config, workdir, progress)
+    _report(config, workdir, progress)
+
+
+def analyse(config, workdir, wanted=(), progress=print):
+    """Compares networks in feature space, every row of the run or those that are named; see `analysis`.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      wanted: as `analysis.find_checkpoints` takes them.
+      progress: called with lines of text.
+    """
+    _estimate_flow(config, workdir, {"val": None}, progress)
+    analysis.analyse(config, workdir, analysis.find_checkpoints(config, workdir, wanted), progress)
+    if any((Path(workdir) / row / EVALUATION).is_file() for row in row_names(config)):
+        report.write_report(config, workdir, progress)
 
 
 def predict(config, workdir, row, source, output, progress=print):
@@ -110,7 +126,7 @@ def run_row(config, workdir, row, progress=print):
     """Trains and scores one row of the table, or finds it done.
 
     Raises:
-      CheckpointError: the row starts from a source model, and there is none.
+      CheckpointError: the row starts from a source model, and there is none; or it was done with other settings.
     """
     settings = row_config(config, row)
     done = Path(workdir) / row / EVALUATION
@@ -119,10 +135,12 @@ def run_row(config, workdir, row, progress=print):
         stored = checkpoint.load_model(config.init_from, row)
         if before is None or before["source"] != str(stored.path):
             score = _score(settings, workdir, stored, progress)
-            _write_evaluation(settings, workdir, row, str(stored.path), score, score)
+            scores = {"last": score, "best_on_validation": score}
+            _write_evaluation(settings, workdir, row, str(stored.path), scores)
             progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
         return
     if before is not None and before["last"]["step"] == settings.optim.steps:
+        check_same_run(settings, before["config"], done.parent)
         progress(f"{row}  is done: {done}")
         return
     origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
@@ -147,6 +165,20 @@ def source_model(config, workdir):
             "with the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
             "--config.init_from=CHECKPOINT."
         ) from None
+
+
+def _report(config, workdir, progress):
+    """Writes the report; with it, if that is set, an analysis of the network before and after."""
+    if config.report.analysis:
+        found = analysis.present_checkpoints(config, workdir, dict.fromkeys(("source_only", config.method)))
+        try:
+            # One of more networks, asked for by --mode=analyse, stays while it is true.
+            if found and not analysis.is_enough(analysis.read_results(workdir), config, workdir, found):
+                analysis.analyse(config, workdir, found, progress)
+        except (analysis.AnalysisError, checkpoint.CheckpointError) as error:
+            # The numbers are there all the same.
+            progress(f"report  no analysis: {error}")
+    report.write_report(config, workdir, progress)
 
 
 def _note_settings(config, workdir):
@@ -179,13 +211,14 @@ def _score(settings, workdir, stored, progress):
     return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.get("step", 0))
 
 
-def _write_evaluation(settings, workdir, row, source, score, best):
+def _write_evaluation(settings, workdir, row, source, scores):
     text = {
         "row": row,
         "method": settings.method,
         "source": source,
-        "last": score,
-        "best_on_validation": best,
+        "last": scores["last"],
+        "best_on_validation": scores["best_on_validation"],
+        "seconds_per_step": scores.get("seconds_per_step"),
         "config": json.loads(settings.to_json_best_effort()),
     }
     write_atomically(Path(workdir) / row / EVALUATION, json.dumps(text, indent=1))

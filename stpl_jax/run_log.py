@@ -1,7 +1,9 @@
 """What a run writes down as it goes: progress lines, `metrics.jsonl`, TensorBoard scalars."""
 
+import itertools
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -39,6 +41,7 @@ class RunLog:
         self.row, self.steps, self.clips_per_step, self.every = row, steps, clips_per_step, every
         self.progress = progress if enabled else (lambda line: None)
         self.timer = None
+        self.ends = []  # when each step of this process was done
         self.file = self.board = None
         if enabled:
             path = Path(folder) / "metrics.jsonl"
@@ -50,6 +53,7 @@ class RunLog:
     def step(self, step, metrics):
         """Writes a step's metrics; prints every `every` steps, and the first and last."""
         now = time.monotonic()
+        self.ends.append(now)
         if self.timer is None:
             # The first step holds the compilation: speed is counted from its end.
             self.timer = (now, step)
@@ -74,6 +78,11 @@ class RunLog:
         self.file.flush()
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
+
+    def seconds_per_step(self):
+        """Returns the median time between two steps, so that compilation and validation do not count; or None."""
+        pauses = [after - before for before, after in itertools.pairwise(self.ends)]
+        return statistics.median(pauses) if pauses else None
 
     def close(self):
         """Closes the files."""

@@ -69,7 +69,7 @@ def train(config, workdir, row, init_from=None, progress=print):
                 lambda: create_state(method, optimisers, initial_variables(segmenter, seed_key), seed_key)
             )
             state, meta = checkpoint.restore(manager, start, template)
-            _check_same_run(config, meta["config"], folder)
+            check_same_run(config, meta["config"], folder)
             positions, best, origin = meta["positions"], meta["best"], meta["source"]
             progress(f"{row}  goes on from step {start}")
         else:
@@ -138,7 +138,8 @@ def train(config, workdir, row, init_from=None, progress=print):
     progress(f"{row}  mIoU {last['miou']:.2f} at the last step, {steps}")
     if jax.process_index() == 0:
         text = {"row": row, "method": config.method, "source": origin, "last": last, "best_on_validation": best}
-        write_atomically(folder / EVALUATION, json.dumps(text | {"config": meta["config"]}, indent=1))
+        text |= {"seconds_per_step": log.seconds_per_step(), "config": meta["config"]}
+        write_atomically(folder / EVALUATION, json.dumps(text, indent=1))
 
 
 def starting_variables(config, segmenter, init_from):
@@ -265,12 +266,24 @@ _FREE = (
     "compilation_cache",
     "checkpoint",
     "report",
+    "analysis",
     "rows",
     "init_from",
 )
 
 
-def _check_same_run(config, stored, folder):
+def check_same_run(config, stored, folder):
+    """Compares a row's configuration with the one that it was begun with; what does not change the result may differ.
+
+    Args:
+      config: the row's configuration.
+      stored: the same as a dict, from a checkpoint or an `evaluation.json`.
+      folder: of the row, for the message.
+
+    Raises:
+      CheckpointError: lists every setting that differs.
+    """
+
     def flat(tree, prefix=""):
         if not isinstance(tree, dict):
             return {prefix[1:]: tree}
@@ -280,9 +293,10 @@ def _check_same_run(config, stored, folder):
     before = flat(stored)
     free = (*_FREE, "data.threads", "data.workers", "data.prefetch", "data.prepared_dir", "optim.steps", "world")
     changed = [
-        f"  {name}: was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(now.keys() | before.keys())
-        if now.get(name) != before.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
+        f"  {name}: was {before[name]!r}, is {now[name]!r}"
+        # A setting that did not exist when the row was begun, or no longer does, cannot be compared.
+        for name in sorted(now.keys() & before.keys())
+        if now[name] != before[name] and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if changed:
         raise checkpoint.CheckpointError(

@@ -72,6 +72,10 @@ def breaches(folder, allowed=None, forbidden=()):
             "stpl_jax/convert",
             ("stpl_jax.convert", "stpl_jax.checkpoint", "stpl_jax.models", "configs", "input_pipeline.labels"),
         ),
+        (
+            "stpl_jax/page",
+            ("stpl_jax.page", "stpl_jax.analysis_text", "stpl_jax.report_numbers", "input_pipeline.labels"),
+        ),
         ("configs", ("configs", "input_pipeline")),
     ],
 )

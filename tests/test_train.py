@@ -79,6 +79,13 @@ def test_second_call_finds_everything_done(finished):
     assert all(np.array_equal(before[name], x) for name, x in leaves(workdir).items())
 
 
+def test_a_row_that_was_done_with_other_settings_is_not_taken_for_done(finished):
+    config = tiny_run_config()
+    config.optim.learning_rate = 1.0
+    with pytest.raises(checkpoint.CheckpointError, match="optim.learning_rate: was 0.0003, is 1.0"):
+        modes.auto(config, finished[0], lambda line: None)
+
+
 def test_stopped_run_goes_on_to_the_same_bits(finished, begun):
     straight = leaves(finished[0])
 

@@ -1,0 +1,383 @@
+"""Networks side by side in feature space: class variances, neighbours, t-SNE, feature maps (paper, Figures 6 to 8).
+
+All networks are asked about the same pixels of the validation set, by the features of the backbone's last stage, which
+running averages normalise as they do in evaluation.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+
+from input_pipeline.clips import read_clip
+from input_pipeline.domains import open_domain
+from input_pipeline.labels import CLASSES, colour_table
+from stpl_jax import analysis_plots, checkpoint, predict
+from stpl_jax.analysis_text import results_text
+from stpl_jax.metrics import feature_space
+from stpl_jax.page.data_uri import exact_uri, photo_uri
+from stpl_jax.rows import row_names
+from stpl_jax.run_log import write_atomically
+
+FOLDER = "analysis"
+RESULTS = "analysis.json"
+DRAWINGS = "drawings.json"
+_MOST_FRAME_WIDTH = 512
+_TSNE_STEPS = 500
+
+
+class AnalysisError(ValueError):
+    """There is nothing to analyse."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """What every network is asked about.
+
+    Attributes:
+      clips: indices of validation clips, N of them.
+      places: `[P, 3]`: which of the N clips, row, column.
+      classes: `[P]` train ids.
+      few: indices of the pixels that the scatter plots show, at most `config.analysis.tsne_pixels` of each class.
+      shown: which of the N clips have their feature maps drawn.
+      labels: `[N, h, w]` uint8 train ids on the feature grid.
+    """
+
+    clips: tuple[int, ...]
+    places: np.ndarray
+    classes: np.ndarray
+    few: np.ndarray
+    shown: tuple[int, ...]
+    labels: np.ndarray
+
+
+def find_checkpoints(config, workdir, wanted=()):
+    """Finds the checkpoints that are to be compared.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      wanted: rows of the run, paths as `checkpoint.load_model` takes them, or NAME=PATH; none for every row that has a
+        checkpoint, the given source model among them.
+
+    Returns:
+      name -> path of a numbered checkpoint, in order.
+
+    Raises:
+      CheckpointError: one that is wanted is not there, there is none at all, or two would have one name.
+    """
+    workdir = Path(workdir)
+    if not wanted:
+        found = present_checkpoints(config, workdir, row_names(config))
+        if not found:
+            raise checkpoint.CheckpointError(
+                f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt "
+                "first, or name some by --checkpoints=PATH,NAME=PATH."
+            )
+        return found
+    found = {}
+    for entry in wanted:
+        given, _, path = entry.rpartition("=")
+        name = given or path
+        if name in found or given in row_names(config):
+            what = f"{name} twice" if name in found else f"{entry}, and {name} is a row of this run"
+            raise checkpoint.CheckpointError(f"--checkpoints has {what}: give another name by NAME=PATH.")
+        own = row_checkpoint(config, workdir, path)
+        found[name] = checkpoint.find_checkpoint(path if own is None else own)
+    return found
+
+
+def present_checkpoints(config, workdir, rows):
+    """Finds the newest checkpoint of each row; rows without one are left out: row -> path."""
+    found = {}
+    for row in rows:
+        path = row_checkpoint(config, workdir, row)
+        with contextlib.suppress(checkpoint.CheckpointError):
+            if path is not None:
+                found[row] = checkpoint.find_checkpoint(path)
+    return found
+
+
+def row_checkpoint(config, workdir, row):
+    """Returns the folder of a row's checkpoints, or the source model that was given in its stead; None if neither."""
+    own = Path(workdir) / row / checkpoint.FOLDER
+    if own.is_dir():
+        return own
+    # A source model that was given and not trained here stays where it is.
+    return config.init_from if row == "source_only" and config.init_from else None
+
+
+def analyse(config, workdir, checkpoints, progress=print):
+    """Compares networks, and writes `<workdir>/analysis/`: `analysis.json`, `analysis.md`, pictures, `drawings.json`.
+
+    Only the first process writes.
+
+    Args:
+      config: the run's configuration; `config.analysis` says how much is looked at.
+      workdir: the run's folder.
+      checkpoints: name -> path, of `find_checkpoints`.
+      progress: called with lines of text.
+
+    Raises:
+      CheckpointError: the networks differ in classes or feature grid, or a class name is not the run's.
+    """
+    if jax.process_index():
+        return
+    settings, classes = config.analysis, CLASSES[config.data.classes]
+    models = {name: predict.load(path) for name, path in checkpoints.items()}
+    source = open_domain(config, workdir, "val", progress=progress)
+    sample = draw_sample(config, source, _common_grid(models, source.spec.size, classes))
+    chosen = [classes.index(name) for name in settings.tsne_classes if name in classes]
+    subsets = {"all": list(range(len(classes)))} | ({"chosen": chosen} if chosen else {})
+
+    found, embeddings, features, maps = {}, {name: {} for name in subsets}, {}, {}
+    for name, model in models.items():
+        features[name], maps[name] = _extract(model, source, sample)
+        found[name] = {"path": str(model.path), "fingerprint": fingerprint(model.variables)}
+        found[name] |= measure(features[name], sample.classes, settings.neighbours, subsets)
+        for subset, members in subsets.items():
+            few = sample.few[np.isin(sample.classes[sample.few], members)]
+            embeddings[subset][name] = embed(features[name][few], config.seed)
+        variances = found[name]["variances"]["all"]
+        progress(f"analyse  {name}  σ_intra {variances['intra']:.4f}  σ_inter {variances['inter']:.4f}")
+
+    counts = {name: int((sample.classes == i).sum()) for i, name in enumerate(classes)}
+    results = {
+        "checkpoints": found,
+        "neighbours": list(settings.neighbours),
+        "pixels": counts,
+        "clips": len(sample.clips),
+        "subsets": {subset: [classes[i] for i in members] for subset, members in subsets.items()},
+        "settings": json.loads(settings.to_json_best_effort()),
+        "seed": config.seed,
+    }
+    folder = Path(workdir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    shown, maps = _shown_clips(config, source, sample), _coloured(features, maps)
+    analysis_plots.draw_neighbours(folder / "knn.png", results)
+    analysis_plots.draw_feature_maps(folder / "feature_maps.png", shown, maps)
+    results["pictures"] = {"knn": "knn.png", "feature_maps": "feature_maps.png"}
+    layouts, few = {}, sample.classes[sample.few]
+    for subset, members in subsets.items():
+        picture, ids = f"tsne_{subset}.png", few[np.isin(few, members)]
+        analysis_plots.draw_embeddings(folder / picture, results, subset, embeddings[subset], ids, classes)
+        results["pictures"][f"tsne_{subset}"] = picture
+        layouts[subset] = {"classes": ids.tolist(), "places": {n: _whole(x) for n, x in embeddings[subset].items()}}
+    write_atomically(folder / "analysis.md", results_text(results))
+    write_atomically(folder / DRAWINGS, json.dumps({"tsne": layouts, "maps": _panels(shown, maps)}))
+    write_atomically(folder / RESULTS, json.dumps(results, indent=1, allow_nan=False))
+    progress(f"analyse  {folder / 'analysis.md'}")
+
+
+def read_results(workdir):
+    """Reads `analysis.json`; None where there is none."""
+    file = Path(workdir) / FOLDER / RESULTS
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def read_drawings(workdir):
+    """Reads `drawings.json`, what a page needs to draw t-SNE and feature maps by itself.
+
+    Returns:
+      dict of `tsne` (subset -> `classes`, a train id for each point, and `places`, name -> [[x, y], ...], 0 to 1000)
+      and `maps` (for each clip caption -> data URI: frame, label, each network's features).
+    """
+    return json.loads((Path(workdir) / FOLDER / DRAWINGS).read_text())
+
+
+def is_true(results, config, workdir):
+    """Whether an earlier analysis, of `read_results`, tells about the weights that are there: none were trained since.
+
+    A name that is a row of the run means that row's newest checkpoint.
+    """
+    for name, entry in results["checkpoints"].items():
+        own = row_checkpoint(config, workdir, name) if name in row_names(config) else None
+        try:
+            stored = checkpoint.load_model(entry["path"] if own is None else own)
+        except checkpoint.CheckpointError:
+            return False
+        if fingerprint(stored.variables) != entry["fingerprint"]:
+            return False
+    return True
+
+
+def is_enough(results, config, workdir, names):
+    """Whether an earlier analysis is true, made with the same settings, and covers these names."""
+    return (
+        results is not None
+        and results["seed"] == config.seed
+        and results["settings"] == json.loads(config.analysis.to_json_best_effort())
+        and set(names) <= results["checkpoints"].keys()
+        and is_true(results, config, workdir)
+    )
+
+
+def fingerprint(variables):
+    """A short text that is another one for other weights."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(variables), key=lambda x: jax.tree_util.keystr(x[0])):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def draw_sample(config, source, grid):
+    """Draws clips and pixels; the seed decides, not the networks.
+
+    Args:
+      config: the run's configuration.
+      source: the validation set, a `ClipSource`.
+      grid: (h, w) of the features.
+
+    Returns:
+      A `Sample`.
+    """
+    settings = config.analysis
+    random = np.random.default_rng((config.seed, 0))
+    clips = np.sort(random.permutation(len(source))[: settings.clips])
+    labels = np.stack(
+        [feature_space.nearest_on_grid(read_clip(source, int(i), (), (), label=True)["label"], grid) for i in clips]
+    )
+    count = len(CLASSES[config.data.classes])
+    places, classes = feature_space.sample_pixels(labels, count, settings.pixels, config.seed)
+    if not len(places):
+        raise AnalysisError(f"{source.path}: no labelled pixel in the {len(clips)} clips that were drawn.")
+    few = [
+        random.permutation(np.flatnonzero(classes == c))[: settings.tsne_pixels]  # as they come: no class is on top
+        for c in range(count)
+    ]
+    few = random.permutation(np.concatenate(few))
+    shown = np.unique(np.linspace(0, len(clips) - 1, min(settings.frames, len(clips))).round().astype(int))
+    return Sample(tuple(map(int, clips)), places, classes, few, tuple(map(int, shown)), labels)
+
+
+def measure(features, classes, neighbours, subsets):
+    """Measures one network's features.
+
+    Args:
+      features: `[P, C]`, L2-normalised.
+      classes: `[P]` train ids.
+      neighbours: values of k.
+      subsets: name -> train ids; variances are given for each.
+
+    Returns:
+      JSON-able dict: `variances` (subset -> intra, inter, `null` where no pixel is of it), `same_class_share` (of the k
+      nearest, from 0 to 1, for each k).
+    """
+    variances = {}
+    for subset, members in subsets.items():
+        chosen = np.isin(classes, members)
+        values = {
+            "intra": feature_space.intra_class_variance(features[chosen], classes[chosen]),
+            "inter": feature_space.inter_class_variance(features[chosen], classes[chosen]),
+        }
+        variances[subset] = {name: None if math.isnan(value) else value for name, value in values.items()}
+    shares = feature_space.neighbour_shares(features, classes, neighbours)
+    return {"variances": variances, "same_class_share": [None if math.isnan(x) else float(x) for x in shares]}
+
+
+def embed(features, seed):
+    """Lays features `[P, C]` out in a plane by t-SNE: `[P, 2]`. Too few for it (below three) all lie at the origin."""
+    if len(features) < 3:
+        return np.zeros((len(features), 2), np.float32)
+    # Takes a second to import, and only this needs it.
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    layout = TSNE(perplexity=perplexity, init="pca", max_iter=_TSNE_STEPS, random_state=seed)
+    # Of so few points: threads that wait for each other take many times as long where cores are busy.
+    with threadpool_limits(1):
+        return layout.fit_transform(np.ascontiguousarray(features))
+
+
+def _common_grid(models, size, classes):
+    grids = {}
+    for name, model in models.items():
+        if model.classes != classes:
+            raise checkpoint.CheckpointError(
+                f"{name} ({model.path}) was trained on classes {', '.join(model.classes)}, and the run's are "
+                f"{', '.join(classes)}."
+            )
+        frame = jax.ShapeDtypeStruct((*size, 3), np.uint8)
+        features = jax.eval_shape(functools.partial(_features, model.segmenter), model.variables, frame)
+        grids[name] = features.shape[:3]
+    if len(set(grids.values())) > 1:
+        lines = "\n".join(f"  {name}: {h}x{w}, {c} channels" for name, (h, w, c) in grids.items())
+        raise checkpoint.CheckpointError(
+            f"The networks' feature maps differ, and the same pixels are compared:\n{lines}"
+        )
+    return next(iter(grids.values()))[:2]
+
+
+@functools.partial(jax.jit, static_argnames="segmenter")
+def _features(segmenter, variables, frame):
+    """Features of one frame: `[H, W, 3]` uint8 to `[h, w, C]`."""
+    return segmenter.apply(variables, frame[None, None], method="features").main[0, 0]
+
+
+def _extract(model, source, sample):
+    """Features of the sample's pixels `[P, C]` and of whole clips that are shown `[n, h, w, C]`, L2-normalised."""
+    features, maps = None, []
+    for i, clip in enumerate(sample.clips):
+        mine = np.flatnonzero(sample.places[:, 0] == i)
+        if not mine.size and i not in sample.shown:
+            continue
+        frame = read_clip(source, clip, (0,), (), label=False)["frames"][0]
+        grid = np.asarray(_features(model.segmenter, model.variables, frame), np.float32)
+        if features is None:
+            features = np.empty((len(sample.places), grid.shape[-1]), np.float32)
+        features[mine] = grid[sample.places[mine, 1], sample.places[mine, 2]]
+        if i in sample.shown:
+            maps.append(feature_space.normalise(grid))
+    return feature_space.normalise(features), np.stack(maps)
+
+
+def _whole(places):
+    """Moves and scales `[P, 2]` to whole numbers from 0 to 1000, both axes alike."""
+    if not len(places):
+        return []
+    low, high = places.min(0), places.max(0)
+    span = max(float((high - low).max()), 1e-9)
+    centred = (places - (low + high) / 2) / span + 0.5
+    return (centred * 1000).round().astype(int).tolist()
+
+
+def _panels(shown, maps):
+    """Frame, label and each network's map of each clip as data URIs."""
+    out = []
+    for n, (frame, label) in enumerate(shown):
+        width = min(frame.shape[1], _MOST_FRAME_WIDTH)
+        size = (width, round(frame.shape[0] * width / frame.shape[1]))
+        panels = {
+            "frame": photo_uri(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)),
+            "label": exact_uri(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)),
+        }
+        out.append(panels | {name: exact_uri(pixels[n]) for name, pixels in maps.items()})
+    return out
+
+
+def _shown_clips(config, source, sample):
+    """Frame and painted label `[H, W, 3]` uint8 RGB of each clip that is shown."""
+    palette = colour_table(config.data.classes)
+    clips = [read_clip(source, sample.clips[i], (0,), (), label=True) for i in sample.shown]
+    return [(clip["frames"][0], palette[clip["label"]]) for clip in clips]
+
+
+def _coloured(features, maps):
+    """Feature maps `[n, h, w, 3]` uint8 of each network, all in the same colours."""
+    mean, axes = feature_space.principal_axes(np.concatenate(list(features.values())), 3)
+    seen = np.concatenate([(x - mean) @ axes.T for x in features.values()])
+    low, high = np.percentile(seen, (2, 98), axis=0)
+    scale = np.where(high > low, high - low, 1)
+    return {
+        name: (np.clip(((x - mean) @ axes.T - low) / scale, 0, 1) * 255).round().astype(np.uint8)
+        for name, x in maps.items()
+    }
