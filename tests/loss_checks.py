@@ -25,8 +25,8 @@ def losses_and_gradients(method, params, batch_stats, batch, key):
     return losses, gradients, aux
 
 
-def close(found, want, rtol=1e-5, atol=2e-7):
-    """Compares two trees leaf by leaf. Not closer: flow comes to the feature grid in float32."""
+def close(found, want, rtol=1e-5, atol=1e-8):
+    """Compares two trees leaf by leaf."""
 
     def leaf(path, a, b):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))

@@ -43,7 +43,7 @@ def losses_and_gradients(method, params, stats, batch, key, steps=(0,)):
 
 
 def assert_tree_close(found, expected, rtol=1e-6, atol=2e-9):
-    """Compares two trees of arrays leaf by leaf. Not closer: flow comes to the feature grid in float32."""
+    """Compares two trees of arrays leaf by leaf."""
 
     def close(path, a, b):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))

@@ -70,8 +70,9 @@ def class_balance(labels, mask, num_classes, power, axis_name=None):
       axis_name: mapped axis over whose devices pixels are counted, or None for this device alone.
 
     Returns:
-      `[N]` float32; 0 where the mask is not set.
+      `[N]` float32 (float64 under `jax_enable_x64`); 0 where the mask is not set.
     """
-    counts = (jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * mask[:, None].astype(jnp.float32)).sum(0)
+    dtype = jnp.result_type(float)
+    counts = (jax.nn.one_hot(labels, num_classes, dtype=dtype) * mask[:, None].astype(dtype)).sum(0)
     counts = jnp.maximum(counts if axis_name is None else jax.lax.psum(counts, axis_name), 1.0)
     return jnp.where(mask, counts[labels] ** power, 0.0)

@@ -46,9 +46,9 @@ def flow_on_grid(flow, size, scale):
       scale: `config.flow.scale`.
 
     Returns:
-      `[..., h, w, 2]` float32, pixels of the new grid.
+      `[..., h, w, 2]` float32 (float64 under `jax_enable_x64`), pixels of the new grid.
     """
-    return resize_flow(flow.astype(jnp.float32) / 10, size, scale)
+    return resize_flow(flow.astype(jnp.result_type(float)) / 10, size, scale)
 
 
 def fused_scores(segmenter, params, features, flow):

@@ -104,13 +104,14 @@ class TPS:
 
     def augmented_scores(self, params, stats, data, draws):
         """Scores T(x_t), T(x_{t-1}): fused `Scores` on the clip's own grid, where they exist, the running averages."""
-        scale, anchor = draws["scale"], draws["anchor"]
+        scale, anchor, dtype = draws["scale"], draws["anchor"], jnp.result_type(float)
         frames = jax.vmap(photometric, (0, 0, None))(
-            draws["photometric"], data["frames"][:, :2].astype(jnp.float32), self.augment_settings
+            draws["photometric"], data["frames"][:, :2].astype(dtype), self.augment_settings
         )
         over_frames = jax.vmap(jax.vmap(zoom, (0, None, None)))
         frames = over_frames(frames, scale, anchor)
-        flow = over_frames(data["flow"][:, :1].astype(jnp.float32), scale, anchor) * scale.reshape(-1, 1, 1, 1, 1)
+        longer = scale.reshape(-1, 1, 1, 1, 1).astype(dtype)
+        flow = over_frames(data["flow"][:, :1].astype(dtype), scale, anchor) * longer
         scores, stats = clip_scores(self.config, self.segmenter, params, stats, frames, flow, clean=0)
         back = jax.vmap(zoom)
         seen = jax.vmap(lambda s, a: covered(scores.main.shape[1:3], s, a))(1 / scale, anchor)

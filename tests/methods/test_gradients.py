@@ -131,9 +131,7 @@ def reference(segmenter, params, stats, data):
         augmented.append(features.main)
     augmented_three = [backbone(three[:, t].astype(jnp.float64), averages[0])[0].main for t in range(3)]
     z = [features.main for features in clean]
-    to_earlier = [
-        resize_flow(jnp.asarray(data["flow"][:, p], jnp.float32) / 10, GRID).astype(jnp.float64) for p in range(2)
-    ]
+    to_earlier = [resize_flow(jnp.asarray(data["flow"][:, p], jnp.float64) / 10, GRID) for p in range(2)]
 
     def layer(name, x):
         return x @ params["segmenter"][name]["kernel"] + params["segmenter"][name]["bias"]

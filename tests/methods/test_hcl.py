@@ -15,7 +15,7 @@ from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.train_state import TrainState
 
 KEY, CLASSES, PIXELS = jax.random.key(11), 5, 20  # of 32
-TOLERANCE = 1e-7  # everything is float64, but flow on its way to the feature grid
+TOLERANCE = 1e-8
 LABELLERS = ("source", "historical", "average")
 SETTINGS = {
     "pixels": PIXELS,

@@ -36,9 +36,8 @@ def gradients(config, segmenter, params, state, batch):
 
 
 def assert_trees_close(found, expected):
-    # Weights of classes and flow are float32.
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
 
 
 def test_contrast_alone_with_itself_as_teacher_is_stpl(network):

@@ -15,7 +15,7 @@ from stpl_jax.models.decoders import draw_channel_masks
 from stpl_jax.train_state import TrainState
 
 KEY, SHARE, CLASSES, DECODERS = jax.random.key(11), 0.6, 5, 3
-TOLERANCE = 1e-7  # everything is float64, but flow on its way to the feature grid
+TOLERANCE = 1e-8
 
 
 @pytest.fixture(scope="module", autouse=True)

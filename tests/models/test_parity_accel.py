@@ -60,7 +60,7 @@ def of_torch(module, clip, dtype, mode):
         if isinstance(layer, type(module.layer1[0])):
             layer.register_forward_hook(lambda layer, inputs, output: deviations.append(output.std().item()))
     with torch.no_grad():
-        scores = module(current, earlier, torch.from_numpy(flow).to(torch.float32).permute(0, 3, 1, 2) / 10)
+        scores = module(current, earlier, torch.from_numpy(flow).to(getattr(torch, dtype)).permute(0, 3, 1, 2) / 10)
     return scores, deviations, module
 
 

@@ -51,9 +51,9 @@ def scores(params, current, earlier, flow):
       Auxiliary and main scores `[B, h, w, K]`, and the current frame's auxiliary and main features.
     """
     now, before = features(params, current)[:2], features(params, earlier)[:2]
-    # Flow comes to the feature grid in float32: by our own function, which is tested apart, for more equal digits.
-    on_grid = resize_flow(jnp.asarray(flow, jnp.float32) / 10, now[0].shape[1:3])
-    on_grid = torch.tensor(np.asarray(on_grid, np.float64)).permute(0, 3, 1, 2)
+    # By our own function, which is tested apart.
+    on_grid = resize_flow(jnp.asarray(flow, jnp.float64) / 10, now[0].shape[1:3])
+    on_grid = torch.tensor(np.asarray(on_grid)).permute(0, 3, 1, 2)
     fused = []
     for name, n, b in zip(("layer5", "layer6"), now, before, strict=True):
         warped = warp(dense(params[name], b).permute(0, 3, 1, 2), on_grid).permute(0, 2, 3, 1).detach()

@@ -154,9 +154,9 @@ class Stpl:
         return normalise(rgb, torch.float64)
 
     def flow_at(self, stored, size):
-        """`[B, H, W, 2]` int16 tenths to `[B, 2, h, w]`. Flow is float32, whatever the network's type."""
-        flow = torch.as_tensor(stored).to(torch.float32).permute(0, 3, 1, 2) / 10
-        return resize_flow(flow, size).to(torch.float64)
+        """`[B, H, W, 2]` int16 tenths to `[B, 2, h, w]`."""
+        flow = torch.as_tensor(stored).to(torch.float64).permute(0, 3, 1, 2) / 10
+        return resize_flow(flow, size)
 
     def aligned(self, view, flow):
         """z' of a view: `[B, 2, C, h, w]`, the earlier frame, warped, first."""
