@@ -1,6 +1,6 @@
 """Chooses the embedded benchmark's learning rates: the same tries for every row, on development seeds.
 
-    python -m benchmarks.tune --seeds 100 101 --rates 1e-4 3e-4 1e-3
+    python -m benchmarks.tune --seeds 100 101 --rates 1e-4 3e-4 2e-3
 
 Each row of the tables adapts once with each rate on each seed; `configs/synthetic.py` is to name the rate with the best
 mean mIoU at the last step. Nothing else varies. Writes `tuning.md` and `tuning.json`; a run that was stopped goes on.
@@ -24,7 +24,7 @@ _FIXED = ("source_only", "bn_statistics", "oracle")
 
 def rows():
     """Returns the rows that are tuned: those of all tables that adapt."""
-    names = (row.name for number in sorted(TABLES) for row in TABLES[number].rows)
+    names = (row.name for number in sorted(TABLES, reverse=True) for row in TABLES[number].rows)
     return tuple(name for name in dict.fromkeys(names) if name not in _FIXED)
 
 
@@ -32,7 +32,7 @@ def adapt(workdir, source, seed, rate, names):
     """Adapts by every row with one rate, from the source model and on the sets of another working directory.
 
     Returns:
-      row -> mIoU at the last step.
+      row -> mIoU at the last step; None where the loss was no longer finite.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "world").exists():
@@ -42,15 +42,22 @@ def adapt(workdir, source, seed, rate, names):
             command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", "--mode=adapt"]
             command += [f"--config.seed={seed}", f"--config.method={name}", f"--config.init_from={source}"]
             command += [f"--config.rows.{name}.optim.learning_rate={rate}", "--config.evaluate.every=0"]
-            subprocess.run(command, check=True)
-    return {name: json.loads((workdir / name / EVALUATION).read_text())["last"]["miou"] for name in names}
+            command += [f"--config.data.prepared_dir={source / 'data'}"]
+            result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if result.returncode and "NonFiniteLoss" not in result.stderr:
+                raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
+    return {name: _miou(workdir / name / EVALUATION) for name in names}
+
+
+def _miou(file):
+    return json.loads(file.read_text())["last"]["miou"] if file.is_file() else None
 
 
 def table(scores, rates):
     """Sets the tries as Markdown.
 
     Args:
-      scores: rate -> seed -> row -> mIoU.
+      scores: rate -> seed -> row -> mIoU, or None.
       rates: as written on the command line.
 
     Returns:
@@ -59,9 +66,10 @@ def table(scores, rates):
     lines = ["| row | " + " | ".join(rates) + " | chosen |", "| --- |" + " --- |" * (len(rates) + 1)]
     chosen = {}
     for row in next(iter(scores[rates[0]].values())):
-        means = {rate: statistics.mean(scores[rate][seed][row] for seed in scores[rate]) for rate in rates}
+        tries = {rate: [by_row[row] for by_row in scores[rate].values()] for rate in rates}
+        means = {rate: -1 if None in tries[rate] else statistics.mean(tries[rate]) for rate in rates}
         chosen[row] = max(rates, key=means.get)
-        cells = [" ".join(f"{scores[rate][seed][row]:.1f}" for seed in scores[rate]) for rate in rates]
+        cells = [" ".join("diverged" if m is None else f"{m:.1f}" for m in tries[rate]) for rate in rates]
         lines.append(f"| {row} | {' | '.join(cells)} | {chosen[row]} |")
     return "\n".join(lines), chosen
 
@@ -70,7 +78,7 @@ def main():
     """Runs what is missing and writes the tries."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="100 and up")
-    parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "1e-3"])
+    parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "2e-3"])
     parser.add_argument("--rows", nargs="+", default=rows())
     parser.add_argument("--workdir", type=Path, default=Path("runs/tune"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))

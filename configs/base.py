@@ -142,12 +142,13 @@ def get_config():
             per_frame=False,  # draw for each frame of a clip apart
         )
     )
-    config.methods.stpl_plus = ConfigDict(  # ours; the rest is methods.stpl's
+    config.methods.stpl_plus = ConfigDict(  # ours
         dict(
-            contrast_weight=1.0,
-            supervision_weight=1.0,
+            topk=dict(proportion=0.9, per_class=True),
+            class_power=-0.5,  # weigh each pixel by its class's pixel count to this power
+            augmented_weight=0.3,  # of the augmented clip's cross-entropy; the clean clip's has 1
             teacher_decay=0.99,  # of the moving average that makes the pseudo-labels
-            train_classifier=False,
+            augment=stpl.augment.to_dict(),
         )
     )
     config.methods.ur = ConfigDict(  # Uncertainty Reduction, CVPR 2021; values of its public code

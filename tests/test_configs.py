@@ -78,7 +78,7 @@ def test_full_size_methods_build(method):
     head = {width: width * 2048 + 2048 + 2048 * 128 + 128 for width in (2048, 4096)}
     # STAM: 2×2 weights and 2 biases, 7×7×2 weights and 1 bias.
     stpl = {"fusion": 105, "projection": head[4096]}
-    expected = {"stpl": stpl, "stpl_plus": stpl} | {
+    expected = {"stpl": stpl} | {
         name: {"projection": head[2048]} for name in ("spatial", "temporal", "duplicate", "naive")
     }
     expected["hcl"] = {"projection": 2048 * 1024 + 2048 + 2048 * 128 + 128}  # on the last stage but one

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from benchmarks import tables
+from benchmarks import tables, tune
 from configs import synthetic
 from stpl_jax.methods import METHODS
 
@@ -54,6 +54,28 @@ def test_the_files_say_the_same(runs):
     found = {(r["row"], r["score"]): r for r in csv.DictReader(io.StringIO(tables.comma_separated(lines)))}
     assert float(found["stpl", "miou"]["mean"]) == 47.5
     assert found["stpl", "iou/road"]["each"] == "46 51"
+
+
+def test_our_row_is_compared_seed_by_seed(runs):
+    for seed, miou in ((1, 47), (2, 49)):
+        runs[seed][tables.OURS] = evaluation(miou)
+    rows = (*ROWS, tables.Row(tables.OURS, "Ours"))
+    source, stpl, _, ours = lines = tables.summarise(rows, runs)
+    assert source["ours_above"]["each"] == [17, 29]
+    assert stpl["ours_above"] == {"mean": 0.5, "std": pytest.approx(np.sqrt(4.5)), "each": [2, -1]}
+    assert ours["ours_above"]["each"] == [0, 0]
+    text = tables.markdown(6, lines, (1, 2), "")
+    assert "| +0.5 ± 2.1, positive in 1 of 2 |" in text
+    assert tables.summarise(ROWS, runs)[1]["ours_above"]["each"] == [None, None], "only beside our own row"
+
+
+def test_tries_name_the_rate_with_the_best_mean():
+    scores = {"1e-4": {100: {"ur": 30.0, "fda": 31.0}, 101: {"ur": 34.0, "fda": 33.0}}}
+    scores["1e-2"] = {100: {"ur": 33.0, "fda": None}, 101: {"ur": 33.0, "fda": 40.0}}
+    text, chosen = tune.table(scores, ("1e-4", "1e-2"))
+    assert chosen == {"ur": "1e-2", "fda": "1e-4"}, "a rate that diverged once is never chosen"
+    assert "| ur | 30.0 34.0 | 33.0 33.0 | 1e-2 |" in text
+    assert "| fda | 31.0 33.0 | diverged 40.0 | 1e-4 |" in text
 
 
 def test_a_missing_row_runs_main_once_with_all_rows(runs, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.ops.augment import photometric
 from stpl_jax.ops.mirror import mirror, mirror_flow
 from stpl_jax.ops.resize import resize_flow
 from stpl_jax.ops.warp import warp
@@ -14,6 +15,21 @@ from stpl_jax.ops.warp import warp
 def frames_first(frames):
     """`[B, T, H, W, 3]` to `[T, B, H, W, 3]`: each frame of the clips is a group of its own for batch normalisation."""
     return einops.rearrange(frames, "b t h w c -> t b h w c")
+
+
+def augmented_clips(data, key, settings):
+    """Draws T(X), each clip by its own key, so that a clip's draw depends on neither batch nor device.
+
+    Args:
+      data: `frames` `[B, T, H, W, 3]` RGB, 0-255, and `index` `[B]`, the clips' global numbers.
+      key: this step's random key.
+      settings: `AugmentSettings`.
+
+    Returns:
+      `[B, T, H, W, 3]` float32, 0-255.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"])
+    return jax.vmap(photometric, (0, 0, None))(keys, data["frames"].astype(jnp.float32), settings)
 
 
 def extract(segmenter, params, batch_stats, groups, norm, clean=None):

@@ -24,9 +24,9 @@ from stpl_jax import optim
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
-from stpl_jax.methods.forward import clip_predictions, mirrored_scores
+from stpl_jax.methods.forward import augmented_clips, clip_predictions, mirrored_scores
 from stpl_jax.models.projection import Projection
-from stpl_jax.ops.augment import AugmentSettings, photometric
+from stpl_jax.ops.augment import AugmentSettings
 
 LABELLERS = ("source", "historical", "average")
 
@@ -64,7 +64,7 @@ class HCL:
     def loss(self, params, state, batch, key):
         augment_key, pixel_key = jax.random.split(key)
         data, network, kept = batch["target"], params["network"], state.extra
-        clean, augmented, flow = data["frames"], self.augment(data, augment_key), data["flow"]
+        clean, augmented, flow = data["frames"], augmented_clips(data, augment_key, self.augment_settings), data["flow"]
 
         def look(run, params, batch_stats, *clips):
             return run(self.config, self.segmenter, params, batch_stats, *clips)
@@ -113,11 +113,6 @@ class HCL:
             average = renew(average, network)
         historical = renew(kept["historical"], network["segmenter"])
         return state.replace(extra=kept | {"average": average, "historical": historical})
-
-    def augment(self, data, key):
-        """Augments clips, `[B, T, H, W, 3]`: by a key for each, so that draws depend on neither batch nor device."""
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"])
-        return jax.vmap(photometric, (0, 0, None))(keys, data["frames"].astype(jnp.float32), self.augment_settings)
 
     def contrast(self, queries, keys, labels, reliabilities, draws):
         """Contrasts `pixels` pixels of each clip, or all if there are no more.

@@ -16,10 +16,10 @@ from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean, pixel_contrast
 from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds
-from stpl_jax.methods.forward import extract, flow_on_grid, frames_first, fused_main_scores
+from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
 from stpl_jax.models.fusion import make_fusion
 from stpl_jax.models.projection import Projection
-from stpl_jax.ops.augment import AugmentSettings, photometric
+from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.warp import warp
 from stpl_jax.parallel import AXIS
 
@@ -112,7 +112,7 @@ class STPL:
         clean = frames_first(data["frames"])  # [T, B, H, W, 3]
         groups = clean.astype(self.segmenter.dtype)
         if self.objective in ("stpl", "spatial", "naive"):
-            augmented = self.augment(data, key)
+            augmented = frames_first(augmented_clips(data, key, self.augment_settings))
             augmented = augmented if self.objective == "stpl" else augmented[:1]
             groups = jnp.concatenate([groups, augmented.astype(groups.dtype)])
         features, stats = extract(
@@ -120,12 +120,6 @@ class STPL:
         )
         flows = flow_on_grid(data["flow"], features.main.shape[2:4], self.config.flow.scale)
         return features.main[: len(clean)], features.main[len(clean) :], flows, stats
-
-    def augment(self, data, key):
-        """Draws T(X): each clip by its own key, so that a clip's draw depends on neither batch nor device."""
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"])
-        frames = data["frames"].astype(jnp.float32)
-        return frames_first(jax.vmap(photometric, (0, 0, None))(keys, frames, self.augment_settings))
 
     def pseudo_labels(self, segmenter, features, flow):
         """Picks confident pixels of the clean clip: `index`, `labels`, `mask`, `[B, N]` each, no gradient."""

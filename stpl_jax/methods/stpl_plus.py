@@ -1,10 +1,13 @@
-"""STPL with an averaged teacher: ours, by the paper's rules (target video alone, no labels).
+"""Source-free adaptation to what inference does: ours, by the paper's rules (target video alone, no labels).
 
-    L = w_c · L_stpl + w_s · mean_i CE(p̃_i, y_i)
+    y = argmax of the teacher's fused scores, each clip normalised by its own statistics
+    L = CE(p, y) + w · CE(p̃, y)        p, p̃: the clean and the augmented clip, normalised by the running averages
 
-The pseudo-labels y of the confident pixels come from a moving average of the network, on the clean clip; p̃ is the
-network's fused prediction on the augmented clip. The contrastive loss moves features, which drift from a classifier
-that stays where it is; the cross-entropy through that classifier holds them.
+Clips differ in how far they are from the source domain. Normalised by its own statistics a clip is labelled best; but
+inference knows running averages alone. So a moving average of the network labels clips the first way, the network
+learns to say the same the second way, and the averages are those of the clips that the teacher sees. Confident pixels
+are drawn class by class and weighed by their class's count; the classifiers stay. Both frames count, fused along the
+flow as in inference.
 """
 
 import jax
@@ -12,51 +15,71 @@ import jax.numpy as jnp
 
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean
+from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux
-from stpl_jax.methods.forward import extract, frames_first, fused_main_scores
-from stpl_jax.methods.stpl import STPL
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
+from stpl_jax.ops.augment import AugmentSettings
 
 
 class STPLPlus:
-    """Settings: `config.methods.stpl_plus`, and `config.methods.stpl` for what both have."""
+    """An averaged teacher with a clip's own statistics, a student with running averages; `config.methods.stpl_plus`."""
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.stpl_plus
-        self.stpl = STPL(config, segmenter, "stpl")
-        self.needs = self.stpl.needs
+        if config.batch_norm.mode != "batch":
+            raise ValueError(
+                f"stpl_plus normalises clips by their own statistics: batch_norm.mode is batch for it, found "
+                f"{config.batch_norm.mode!r}."
+            )
+        self.needs = {"target": DomainNeeds()}
+        self.augment_settings = AugmentSettings(**self.settings.augment)
 
     def init(self, key, variables):
-        params, _ = self.stpl.init(key, variables)
+        del key
         # A copy: a donated state must not hold one buffer twice.
-        return params, {"teacher": jax.tree.map(jnp.copy, variables["params"])}
+        return {"network": {"segmenter": variables["params"]}}, {"teacher": jax.tree.map(jnp.copy, variables["params"])}
 
     def optimisers(self, settings):
-        classifier = () if self.settings.train_classifier else (CLASSIFIER_PARAMETERS,)
-        frozen = (BATCH_NORM_PARAMETERS, *classifier)
-        return {"network": optim.sgd(settings, frozen=frozen)}
+        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS))}
 
     def loss(self, params, state, batch, key):
-        network, data, settings = params["network"], batch["target"], self.settings
-        clean, augmented, flows, stats = self.stpl.views(network, state.batch_stats, data, key)
-        teacher = state.extra["teacher"]
-        frames = frames_first(data["frames"]).astype(self.segmenter.dtype)
-        seen, _ = extract(self.segmenter, teacher, state.batch_stats, frames, self.config.batch_norm)
-        index, labels, mask = self.stpl.pseudo_labels(teacher, seen.main, flows[:, 0])
+        segmenter, data, settings = params["network"]["segmenter"], batch["target"], self.settings
+        (index, labels, mask), flow, stats = self.pseudo_labels(state, data)
 
-        scores = fused_main_scores(self.segmenter, network["segmenter"], augmented[0], augmented[1], flows[:, 0])
-        scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
-        picked = jnp.take_along_axis(scores, index[..., None], 1)  # [B, N, K]
-        power = self.config.methods.stpl.contrast.class_power
+        clean = frames_first(data["frames"]).astype(self.segmenter.dtype)  # [T, B, H, W, 3]
+        augmented = frames_first(augmented_clips(data, key, self.augment_settings))
+        views = jnp.concatenate([clean, augmented.astype(clean.dtype)])
+        variables = {"params": segmenter, "batch_stats": stats}
+        features = self.segmenter.apply(variables, views, method="features").main  # [2T, B, h, w, C]
 
         def supervise(scores, labels, mask):
-            weights = class_balance(labels, mask, self.segmenter.num_classes, power)
+            weights = class_balance(labels, mask, self.segmenter.num_classes, settings.class_power)
             return masked_mean(cross_entropy(scores, labels)[0], mask, weights.astype(scores.dtype))
 
-        loss = settings.supervision_weight * jax.vmap(supervise)(picked, labels, mask).mean()
-        fused = (self.stpl.fuse(network, view, flows) for view in (clean, augmented))
-        loss += settings.contrast_weight * self.stpl.contrast(network, *fused, index, labels, mask)
+        def supervised(current, earlier):
+            scores = fused_main_scores(self.segmenter, segmenter, current, earlier, flow)
+            scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
+            return jax.vmap(supervise)(jnp.take_along_axis(scores, index[..., None], 1), labels, mask).mean()
+
+        loss = supervised(*features[:2]) + settings.augmented_weight * supervised(*features[2:])
         return {"network": loss}, Aux(stats, {"confident": mask.mean(dtype=jnp.float32)})
+
+    def pseudo_labels(self, state, data):
+        """Labels clean clips by the teacher, without a gradient.
+
+        Returns:
+          `index`, `labels`, `mask`, `[B, N]` each; x_t's flow on the feature grid, `[B, h, w, 2]`; and the running
+          averages after the clips.
+        """
+        teacher = jax.lax.stop_gradient(state.extra["teacher"])
+        clips = data["frames"].astype(self.segmenter.dtype)  # [B, T, H, W, 3]: a clip is a group with its statistics
+        features, stats = extract(self.segmenter, teacher, state.batch_stats, clips, self.config.batch_norm)
+        flow = flow_on_grid(data["flow"][:, 0], features.main.shape[2:4], self.config.flow.scale)
+        scores = fused_main_scores(self.segmenter, teacher, features.main[:, 0], features.main[:, 1], flow)
+        scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
+        topk = self.settings.topk
+        return jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(scores), flow, stats
 
     def after_update(self, state, aux):
         del aux

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch_reference import torch_patch
 from two_devices import changed, first_updates, is_batch_norm, names, states_of_steps
 
-from stpl_jax.methods import hcl, make_method
+from stpl_jax.methods import forward, make_method
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.train_state import TrainState
 
@@ -104,7 +104,7 @@ def reference(params, kept, data, labeller):
 def results(clips, drawn_variables, tiny_settings):
     """The method's losses, by who labels, the gradients, what the reference has, and the running averages of both."""
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hcl, "photometric", darkened)
+        patch.setattr(forward, "photometric", darkened)
         segmenter, config = PatchNetwork(), tiny_settings.copy_and_resolve_references()
         config.method = "hcl"
         config.methods.hcl.update(SETTINGS)

@@ -14,7 +14,7 @@ from patch_network import PatchNetwork
 
 from stpl_jax import parallel
 from stpl_jax.methods import METHODS, make_method
-from stpl_jax.methods.forward import extract
+from stpl_jax.methods.forward import augmented_clips, extract
 from stpl_jax.models.accel import make_segmenter, normalise_images
 from stpl_jax.ops.augment import AugmentSettings, photometric
 from stpl_jax.optim import parameter_path
@@ -157,19 +157,19 @@ def test_running_averages_of_clean_frames_alone(small_config, drawn_variables, c
     assert changed(averages(groups, "all", 2), averages(groups, "clean", 2))
 
 
-def test_augmentation_survives_compilation(small_config, small_segmenter, clips):
+def test_augmentation_survives_compilation(small_config, clips):
     # Compiled into one program with what follows, colours have once been computed twice with other rounding, and a
     # tenth of the pixels had another hue.
     small_config.methods.stpl.augment.update({"jitter_probability": 1.0, "blur_probability": 0.0})
-    method = make_method(small_config, small_segmenter)
+    settings = AugmentSettings(**small_config.methods.stpl.augment)
     batch, key = clips(4, seed=1), jax.random.key(0)
 
     @jax.jit
     def compiled(batch, key):
         clean = batch["frames"].swapaxes(0, 1).astype(jnp.float32)
-        return normalise_images(jnp.concatenate([clean, method.augment(batch, key)]))[2:]
+        augmented = augmented_clips(batch, key, settings).swapaxes(0, 1)
+        return normalise_images(jnp.concatenate([clean, augmented]))[2:]
 
-    settings = AugmentSettings(**small_config.methods.stpl.augment)
     found = np.asarray(compiled(batch, key))
     for i, frames in enumerate(batch["frames"]):
         alone = photometric(jax.random.fold_in(key, i), jnp.asarray(frames, jnp.float32), settings)
