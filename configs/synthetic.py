@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from configs import base
 
 LEARNING_RATES = {
-    "self_training": 3e-4,
-    "duplicate": 3e-4,
+    "self_training": 1e-4,
+    "duplicate": 1e-4,
     "temporal": 3e-4,
     "spatial": 3e-4,
     "naive": 3e-4,
@@ -18,18 +18,18 @@ LEARNING_RATES = {
     "stpl_add": 3e-4,
     "stpl_conv1x1": 3e-4,
     "stpl_concat": 3e-4,
-    "fda": 3e-4,
-    "pixmatch": 3e-4,
-    "rda": 3e-4,
-    "ur": 3e-4,
+    "fda": 2e-3,
+    "pixmatch": 2e-3,
+    "rda": 2e-3,
+    "ur": 1e-4,
     "hcl": 3e-4,
-    "da_vsn": 3e-4,
-    "vat_vst": 3e-4,
-    "tps": 3e-4,
-    "da_vsn_free": 3e-4,
-    "vat_vst_free": 3e-4,
+    "da_vsn": 2e-3,
+    "vat_vst": 1e-4,
+    "tps": 2e-3,
+    "da_vsn_free": 2e-3,
+    "vat_vst_free": 1e-4,
     "tps_free": 3e-4,
-    "stpl_plus": 3e-4,
+    "stpl_plus": 2e-3,
 }
 
 
