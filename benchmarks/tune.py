@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.tables import TABLES, run_seed
+from configs.synthetic import LEARNING_RATES
 from stpl_jax.rows import EVALUATION
 from stpl_jax.run_log import write_atomically
 
@@ -41,7 +42,8 @@ def adapt(workdir, source, seed, rate, names):
         if not (workdir / name / EVALUATION).is_file():
             command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", "--mode=adapt"]
             command += [f"--config.seed={seed}", f"--config.method={name}", f"--config.init_from={source}"]
-            command += [f"--config.rows.{name}.optim.learning_rate={rate}", "--config.evaluate.every=0"]
+            key = f"rows.{name}.optim" if name in LEARNING_RATES else "optim"
+            command += [f"--config.{key}.learning_rate={rate}", "--config.evaluate.every=0"]
             command += [f"--config.data.prepared_dir={source / 'data'}"]
             result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
             if result.returncode and "NonFiniteLoss" not in result.stderr:

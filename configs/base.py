@@ -103,6 +103,7 @@ def get_config():
     optim.learning_rate = 2.5e-6
     optim.steps = 20_000  # steps to run
     optim.decay_steps = 20_000  # steps until the schedule reaches 0
+    optim.accumulate = 1  # groups of clips_per_device clips on each device, one after the other, that make one step
     optim.power = 0.9
     optim.momentum = 0.9
     optim.nesterov = False

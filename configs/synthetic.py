@@ -8,27 +8,19 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+# By benchmarks/tune.py, the same tries for every row; rows that are not named take config.optim.learning_rate.
 LEARNING_RATES = {
     "self_training": 1e-4,
     "duplicate": 1e-4,
-    "temporal": 3e-4,
-    "spatial": 3e-4,
-    "naive": 3e-4,
-    "stpl": 3e-4,
-    "stpl_add": 3e-4,
-    "stpl_conv1x1": 3e-4,
-    "stpl_concat": 3e-4,
     "fda": 2e-3,
     "pixmatch": 2e-3,
     "rda": 2e-3,
     "ur": 1e-4,
-    "hcl": 3e-4,
     "da_vsn": 2e-3,
     "vat_vst": 1e-4,
     "tps": 2e-3,
     "da_vsn_free": 2e-3,
     "vat_vst_free": 1e-4,
-    "tps_free": 3e-4,
     "stpl_plus": 2e-3,
 }
 
@@ -110,7 +102,6 @@ def get_config():
     config.methods.hcl.refresh_every = 50
     config.methods.hcl.projection.update(dict(hidden=128, dim=64))
     config.rows.hcl = ConfigDict(dict(optim=dict(multipliers=())))  # the multiplier above is for STPL's head
-    # Learning rates by benchmarks/tune.py: the same tries for every row, on development seeds.
     config.rows.update({name: dict(optim=dict(learning_rate=rate)) for name, rate in LEARNING_RATES.items()})
     config.rows.stpl_running = ConfigDict(dict(method="stpl", batch_norm=dict(mode="running")))
     return config

@@ -92,9 +92,10 @@ def train(config, workdir, row, init_from=None, progress=print):
             details = {"step": step, "positions": positions, "best": best}
             checkpoint.save(manager, step, parallel.unreplicate(state), meta | details)
 
-        train_step = parallel.pmap(make_train_step(method, optimisers, config.seed), donate_state=True)
+        one_step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
+        train_step = parallel.pmap(one_step, donate_state=True)
         schedule = poly_schedule(config.optim)
-        clips = config.clips_per_device * jax.device_count()
+        clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
         log = RunLog(folder, row, steps, start, clips, config.log_every, jax.process_index() == 0, progress)
         pending = collections.deque()  # (step, clip names, metrics on the device)
 
@@ -115,7 +116,8 @@ def train(config, workdir, row, init_from=None, progress=print):
         stream = parallel.prefetch(device_batches(config, method, sources, positions, steps - start))
         with SigtermFlag() as sigterm:
             for step, (batch, names, positions) in enumerate(stream, start + 1):
-                state, metrics = train_step(state, batch)
+                with jax.transfer_guard("disallow"):  # everything the step needs is on the devices
+                    state, metrics = train_step(state, batch)
                 pending.append((step, names, metrics))
                 settle(keep=1)
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
@@ -168,7 +170,7 @@ def device_batches(config, method, sources, positions, count):
     for number, (domain, needs) in enumerate(sorted(method.needs.items())):
         streams[domain] = train_batches(
             sources[domain],
-            batch_size=config.clips_per_device * jax.local_device_count(),
+            batch_size=config.clips_per_device * config.optim.accumulate * jax.local_device_count(),
             seed=2 * config.seed + number,
             offsets=needs.offsets,
             flow_pairs=needs.flow_pairs,

@@ -35,7 +35,7 @@ def create_state(method, optimisers, variables, key):
     return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, extra)
 
 
-def make_train_step(method, optimisers, seed):
+def make_train_step(method, optimisers, seed, accumulate=1):
     """Builds the train step of one device, to be pmapped.
 
     Every random number of step s comes from `fold_in(key(seed), s)`: nothing random is stored, so a resumed run is the
@@ -45,20 +45,40 @@ def make_train_step(method, optimisers, seed):
       method: a `methods.base.Method`.
       optimisers: one Optax transformation per group of parameters.
       seed: whole number.
+      accumulate: how many parts a device's batch is cut into, one after the other; the step takes the mean of their
+        gradients. Each part has batch statistics of its own, and running averages go from part to part.
 
     Returns:
       A function of (state, batch) that returns the next state and the step's metrics, averaged over devices.
     """
 
-    def train_step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
+    def gradients_of(state, batch, key):
         def total_loss(params):
             losses, aux = method.loss(params, state, batch, key)
             return sum(losses.values(), jnp.zeros(())), (losses, aux)
 
         gradients, (losses, aux) = jax.grad(total_loss, has_aux=True)(state.params)
-        gradients, losses, aux = jax.lax.pmean((gradients, losses, aux), AXIS)
+        return gradients, losses, aux
+
+    def mean_over_parts(state, batch, key):
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+
+        def add_part(carry, part):
+            total, batch_stats = carry
+            gradients, losses, aux = gradients_of(state.replace(batch_stats=batch_stats), part, key)
+            found = (gradients, losses, aux.replace(batch_stats=None))
+            return (jax.tree.map(jnp.add, total, found), aux.batch_stats), None
+
+        gradients, losses, aux = jax.eval_shape(gradients_of, state, jax.tree.map(lambda x: x[0], parts), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, losses, aux.replace(batch_stats=None)))
+        (total, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), parts)
+        gradients, losses, aux = jax.tree.map(lambda x: x / accumulate, total)
+        return gradients, losses, aux.replace(batch_stats=batch_stats)
+
+    def train_step(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        found = (mean_over_parts if accumulate > 1 else gradients_of)(state, batch, key)
+        gradients, losses, aux = jax.lax.pmean(found, AXIS)
 
         params, opt_state = dict(state.params), {}
         for group, optimiser in optimisers.items():

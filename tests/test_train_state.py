@@ -33,10 +33,10 @@ class Line:
 VARIABLES = {"params": {"w": np.float32(2.0)}, "batch_stats": {"mean": np.float32(0.0)}}
 
 
-def run(steps, seed=0, start=None):
+def run(steps, seed=0, start=None, accumulate=1):
     method, optimisers = Line(), {"network": optax.sgd(0.1)}
     state = start or create_state(method, optimisers, VARIABLES, jax.random.key(0))
-    step = parallel.pmap(make_train_step(method, optimisers, seed), donate_state=True)
+    step = parallel.pmap(make_train_step(method, optimisers, seed, accumulate), donate_state=True)
     state, log = parallel.replicate(state), []
     batch = parallel.split_over_devices({"x": np.arange(16, dtype=np.float32)})
     for _ in range(steps):
@@ -54,6 +54,16 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(state.batch_stats["mean"], 15, rtol=1e-6)
     np.testing.assert_array_equal(state.params["idle"], [1, 1])
     assert int(state.step) == 2 and int(state.extra["calls"]) == 2
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts():
+    # Device d's parts hold 2d and 2d + 1: the same mean and gradient, but the running average moves twice.
+    state, log = run(2, accumulate=2)
+    np.testing.assert_allclose([log[0]["loss/network"], log[1]["loss/network"]], [15, 1.25 * 7.5], rtol=1e-6)
+    np.testing.assert_allclose(state.params["network"]["segmenter"]["w"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(state.batch_stats["mean"], 2 * 15, rtol=1e-6)
+    assert int(state.step) == 2 and int(state.extra["calls"]) == 2
+    assert float(log[0]["random"]) == float(run(1)[1][0]["random"]), "draws are those of the step, not of the part"
 
 
 def test_randomness_comes_from_seed_and_step_alone():
