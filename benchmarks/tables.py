@@ -133,6 +133,8 @@ TABLES = {
             Row("stpl_add", "STPL, element-wise addition", 51.4),
             Row("stpl_conv1x1", "STPL, 1×1 convolution layer", 51.8),
             Row("stpl_concat", "STPL, concatenation", 52.3),
+            Row("stpl_literal", "STPL to the letter"),
+            Row("stpl_running", "STPL with the source's statistics"),
             Row("stpl", "STPL", 52.5),
             Row("ur", "UR", 45.0),
             Row("hcl", "HCL", 41.5),

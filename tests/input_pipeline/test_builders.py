@@ -1,6 +1,7 @@
 """Each builder on a tiny tree in its owner's layout: what is stored equals what PIL and a few lines of numpy give."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
@@ -211,6 +212,16 @@ def test_stored_flow_survives_at_the_ends_of_int16():
     flow = np.random.default_rng(0).integers(-(2**15), 2**15, (5, 7, 2)).astype(np.int16)
     flow[0, :2] = [[-32768, 32767], [0, -1]]
     np.testing.assert_array_equal(base.decode_flow(base.encode_flow(flow)), flow)
+
+
+def test_records_compress_what_png_leaves_uncompressed(tmp_path):
+    write_viper(tmp_path / "viper", labelled=tuple(range(10, 90, 10)), size=(180, 320))
+    source = prepared(spec_of("viper", tmp_path / "viper", size=(180, 320), label_size=(180, 320)), tmp_path)
+    images = [data for i in range(len(source)) for name, data in source[i].items() if name != "name"]
+    assert sum(map(len, images)) > 8 * 180 * 320 * (3 + 3 + 4 + 1)
+    # What deflate, PNG's own compression, would make of them: a set must not grow for being faster to read.
+    deflated = sum(len(zlib.compress(data)) for data in images)
+    assert sum(path.stat().st_size for path in source.path.iterdir()) < 1.2 * deflated
 
 
 def test_many_shards_keep_every_clip_in_order(tmp_path, monkeypatch):
