@@ -112,7 +112,7 @@ class STPL:
         clean = frames_first(data["frames"])  # [T, B, H, W, 3]
         groups = clean.astype(self.segmenter.dtype)
         if self.objective in ("stpl", "spatial", "naive"):
-            augmented = frames_first(augmented_clips(data, key, self.augment_settings))
+            augmented = self.augment(data, key)
             augmented = augmented if self.objective == "stpl" else augmented[:1]
             groups = jnp.concatenate([groups, augmented.astype(groups.dtype)])
         features, stats = extract(
@@ -120,6 +120,10 @@ class STPL:
         )
         flows = flow_on_grid(data["flow"], features.main.shape[2:4], self.config.flow.scale)
         return features.main[: len(clean)], features.main[len(clean) :], flows, stats
+
+    def augment(self, data, key):
+        """Draws T(X), `[T, B, H, W, 3]`, frames newest first."""
+        return frames_first(augmented_clips(data, key, self.augment_settings))
 
     def pseudo_labels(self, segmenter, features, flow):
         """Picks confident pixels of the clean clip: `index`, `labels`, `mask`, `[B, N]` each, no gradient."""

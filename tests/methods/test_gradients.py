@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from patch_network import PatchNetwork
 
-from stpl_jax.methods import make_method, stpl
+from stpl_jax.methods import forward, make_method
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
@@ -215,7 +215,7 @@ def results(clips, drawn_variables, tiny_settings):
     """Losses and gradients of the project's methods, and the reference's: one compilation each."""
     tiny = tiny_settings
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stpl, "photometric", dimmed)
+        patch.setattr(forward, "photometric", dimmed)
         segmenter = PatchNetwork()
         variables = drawn_variables(segmenter)
         params = jax.tree.map(jnp.asarray, {"segmenter": variables["params"]} | draw_heads())
