@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 import time
 
 import jax.numpy as jnp
@@ -141,15 +142,18 @@ def test_a_run_goes_on_where_it_was(config, tmp_path, estimates):
 
 
 def test_a_killed_run_leaves_no_torn_file(config, tmp_path, monkeypatch):
-    save, saved = np.save, []
+    save, saved, lock = np.save, [], threading.Lock()
 
     def dying(file, array):
-        if len(saved) == 3:
+        with lock:  # several threads write
+            saved.append(array)
+            dies = len(saved) > 3
+        if dies:
             file.write(b"half of it")
             file.flush()
             os.fsync(file.fileno())
             raise KeyboardInterrupt
-        saved.append(save(file, array))
+        save(file, array)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(flow_files.np, "save", dying)

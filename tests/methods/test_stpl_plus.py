@@ -8,7 +8,7 @@ from patch_network import PatchNetwork
 from two_devices import changed, is_batch_norm, names, states_of_steps
 
 from stpl_jax.losses.pseudo_labels import confident_pixels
-from stpl_jax.methods import make_method
+from stpl_jax.methods import forward, make_method
 from stpl_jax.methods.forward import augmented_clips, flow_on_grid
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.warp import warp
@@ -59,8 +59,15 @@ def assert_trees_close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11), found, expected)
 
 
+def dimmed(key, frames, settings):
+    """Stands in for `photometric`, which is tested apart and computes in float32: a draw for the clip, in float64."""
+    assert settings == AugmentSettings()
+    return frames.astype(float) * jax.random.uniform(key, (), float, 0.4, 0.9)
+
+
 @pytest.mark.parametrize("power, weight", [(0.0, 0.0), (-0.5, 0.7)])
-def test_loss_and_gradient(network, power, weight):
+def test_loss_and_gradient(network, monkeypatch, power, weight):
+    monkeypatch.setattr(forward, "photometric", dimmed)
     config, segmenter, params, state, batch = network
     settings = config.methods.stpl_plus
     settings.update({"class_power": power, "augmented_weight": weight})
