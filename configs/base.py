@@ -125,6 +125,7 @@ def get_config():
         dict(
             temperature=0.07,  # paper, section 4.1
             scope="clip",  # which pixels contrast: clip (paper), device, global
+            block=1024,  # most queries, and most keys, compared at a time: speed and memory, not the result
             class_power=0.0,  # weigh each query by its class's pixel count to this power; 0: all alike (paper)
         )
     )

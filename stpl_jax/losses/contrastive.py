@@ -3,8 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.losses.streamed import BLOCK, negative_logsumexp
+from stpl_jax.ops.resize import compute_dtype
 
-def pixel_contrast(queries, keys, query_labels, key_labels, query_mask, key_mask, num_classes, temperature):
+
+def pixel_contrast(
+    queries, keys, query_labels, key_labels, query_mask, key_mask, num_classes, temperature, block=BLOCK
+):
     """Contrasts each query pixel with the keys of its own class against the keys of all others.
 
         L_q = -1/|P_q| Σ_{q+ ∈ P_q} log( exp(q·q+/τ) / Σ_{q- ∈ N_q} exp(q·q-/τ) )
@@ -16,28 +21,36 @@ def pixel_contrast(queries, keys, query_labels, key_labels, query_mask, key_mask
 
     Args:
       queries: `[N, D]`, unit length.
-      keys: `[M, D]`, unit length.
+      keys: `[M, D]`, unit length, the same type.
       query_labels, key_labels: `[N]` and `[M]` int32, in 0..num_classes-1.
-      query_mask, key_mask: `[N]` and `[M]` bool, the pixels that take part.
+      query_mask, key_mask: `[N]` and `[M]` bool, the pixels that take part; what the others hold does not matter.
       num_classes: K.
       temperature: τ.
+      block: the most queries, and the most keys, that are compared at a time. The result does not depend on it;
+        memory grows with its square.
 
     Returns:
-      `loss` `[N]`, unreduced, and `valid` `[N]` bool: the queries that take part and have a positive and a negative.
-      `loss` is 0 where not `valid`, and so is its gradient.
+      `loss` `[N]`, unreduced, float32 (float64 for float64), and `valid` `[N]` bool: the queries that take part and
+      have a positive and a negative. `loss` is 0 where not `valid`, and so is its gradient.
+
+    Raises:
+      ValueError: `block` is less than 1.
     """
-    members = jax.nn.one_hot(key_labels, num_classes, dtype=keys.dtype) * key_mask[:, None].astype(keys.dtype)  # [M, K]
+    dtype = compute_dtype(queries.dtype)
+    members = jax.nn.one_hot(key_labels, num_classes, dtype=dtype) * key_mask[:, None].astype(dtype)  # [M, K]
     sizes = members.sum(0)  # [K]
-    means = jnp.einsum("mk,md->kd", members, keys, precision="highest") / jnp.maximum(sizes, 1)[:, None]
+    counted = jnp.where(key_mask[:, None], keys, 0).astype(dtype)
+    means = jnp.einsum("mk,md->kd", members, counted, precision="highest") / jnp.maximum(sizes, 1)[:, None]
     positives = sizes[query_labels]
     valid = query_mask & (positives > 0) & (sizes.sum() > positives)
 
-    negative = (query_labels[:, None] != key_labels[None, :]) & key_mask[None, :]  # [N, M]
-    similarity = jnp.einsum("nd,md->nm", queries, keys, precision="highest") / temperature
-    # A query without negatives gets one row of zeros: finite, masked below, and without gradient.
-    allowed = negative | ~valid[:, None]
-    log_negatives = jax.nn.logsumexp(jnp.where(valid[:, None], similarity, 0.0), axis=-1, where=allowed)
-    attraction = jnp.sum(queries * means[query_labels], -1) / temperature
+    log_negatives = negative_logsumexp(
+        queries, keys, query_labels, key_labels, valid, key_mask, num_classes, temperature, block
+    )
+    queries = jnp.where(valid[:, None], queries, 0).astype(dtype)
+    # All class means and then one of them: a gathered `[N, D]` and the scatter of its gradient would cost more.
+    to_means = jnp.einsum("nd,kd->nk", queries, means, precision="highest")
+    attraction = jnp.take_along_axis(to_means, query_labels[:, None], 1)[:, 0] / temperature
     return jnp.where(valid, log_negatives - attraction, 0.0), valid
 
 

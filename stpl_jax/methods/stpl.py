@@ -159,7 +159,15 @@ class STPL:
 
         def mean_loss(queries, labels, mask, keys, key_labels, key_mask, axis_name=None):
             loss, valid = pixel_contrast(
-                queries, keys, labels, key_labels, mask, key_mask, self.segmenter.num_classes, settings.temperature
+                queries,
+                keys,
+                labels,
+                key_labels,
+                mask,
+                key_mask,
+                self.segmenter.num_classes,
+                settings.temperature,
+                settings.block,
             )
             weights = class_balance(labels, mask, self.segmenter.num_classes, settings.class_power, axis_name)
             return masked_mean(loss, valid, weights.astype(loss.dtype), axis_name)

@@ -1,0 +1,205 @@
+"""Times the contrastive loss, forward and backward, beside the plain form that holds all N×M similarities.
+
+    python -m benchmarks.loss
+    python -m benchmarks.loss --topology=v5e:2x2
+
+Both take turns in one process: medians of seconds, and the median over rounds of their ratio. Temporaries are those of
+the compiled program. Differences are the largest of any element, relative to the largest element. With a topology, the
+loss of 131,072 pixels is also compiled for one chip of it, which needs libtpu and no TPU. Writes
+benchmarks/results/loss.json.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import statistics
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+from benchmarks import measure
+from stpl_jax.losses.contrastive import masked_mean, pixel_contrast
+from stpl_jax.losses.streamed import BLOCK
+
+MIB = 2**20
+TEMPERATURE = 0.07
+NUM_CLASSES = 15
+TOPOLOGY_PIXELS = 131_072  # a quarter of the pixels of a frame of 512×1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sizes: queries and keys of each clip, their length, clips side by side, rounds."""
+
+    pixels: int
+    dim: int
+    clips: int
+    rounds: int
+
+
+CASES = (
+    Case(256, 64, clips=2, rounds=200),  # the embedded benchmark's
+    Case(5869, 128, clips=1, rounds=9),  # the paper's
+    Case(16384, 128, clips=1, rounds=3),
+)
+
+
+def plain_contrast(queries, keys, query_labels, key_labels, query_mask, key_mask, num_classes, temperature):
+    """`pixel_contrast` with all similarities at once; same arguments and results. Masked pixels must be finite."""
+    members = jax.nn.one_hot(key_labels, num_classes, dtype=keys.dtype) * key_mask[:, None].astype(keys.dtype)  # [M, K]
+    sizes = members.sum(0)  # [K]
+    means = jnp.einsum("mk,md->kd", members, keys, precision="highest") / jnp.maximum(sizes, 1)[:, None]
+    positives = sizes[query_labels]
+    valid = query_mask & (positives > 0) & (sizes.sum() > positives)
+
+    negative = (query_labels[:, None] != key_labels[None, :]) & key_mask[None, :]  # [N, M]
+    similarity = jnp.einsum("nd,md->nm", queries, keys, precision="highest") / temperature
+    # A query without negatives gets one row of zeros: finite, masked below, and without gradient.
+    allowed = negative | ~valid[:, None]
+    log_negatives = jax.nn.logsumexp(jnp.where(valid[:, None], similarity, 0.0), axis=-1, where=allowed)
+    attraction = jnp.sum(queries * means[query_labels], -1) / temperature
+    return jnp.where(valid, log_negatives - attraction, 0.0), valid
+
+
+def made_up(case, seed=0):
+    """Draws what the loss takes, `[clips, pixels, ...]`: unit vectors, keys near their queries, 5% masked."""
+    random = np.random.default_rng(seed)
+
+    def unit(x):
+        return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+    shape = (case.clips, case.pixels)
+    queries = random.normal(size=(*shape, case.dim))
+    keys = queries + random.normal(size=queries.shape)
+    labels = random.integers(0, NUM_CLASSES, shape).astype(np.int32)
+    masks = random.random((2, *shape)) < 0.95
+    return unit(queries), unit(keys), labels, labels, *masks
+
+
+def forward_and_backward(contrast):
+    """Makes a function of a batch that returns losses `[clips, pixels]` and the gradients by queries and keys."""
+
+    def total(*arrays):
+        loss, valid = jax.vmap(lambda *clip: contrast(*clip, NUM_CLASSES, TEMPERATURE))(*arrays)
+        return jax.vmap(masked_mean)(loss, valid).mean(), loss
+
+    def run(*arrays):
+        (_, loss), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(*arrays)
+        return loss, gradients
+
+    return run
+
+
+def largest_difference(found, expected):
+    """Largest difference of any element, relative to the largest expected element."""
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def compare(case, block):
+    """Times both forms in turns and compares what they return; a row of the table."""
+    arrays = jax.device_put(made_up(case))
+    forms = {"plain": plain_contrast, "streamed": partial(pixel_contrast, block=block)}
+    programs = {name: jax.jit(forward_and_backward(form)).lower(*arrays).compile() for name, form in forms.items()}
+    results = {name: program(*arrays) for name, program in programs.items()}
+    losses, gradients = zip(results["streamed"], results["plain"], strict=True)
+    differences = [largest_difference(*pair) for pair in (losses, *zip(*gradients, strict=True))]
+    del results, losses, gradients
+    seconds = measure.alternate(
+        {name: lambda p=program: jax.block_until_ready(p(*arrays)) for name, program in programs.items()}, case.rounds
+    )
+    return {
+        **dataclasses.asdict(case),
+        "block": block,
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "time_ratio": statistics.median(s / p for s, p in zip(seconds["streamed"], seconds["plain"], strict=True)),
+        "temporaries": {name: p.memory_analysis().temp_size_in_bytes for name, p in programs.items()},
+        "difference_of_values": differences[0],
+        "difference_of_gradients": max(differences[1:]),
+    }
+
+
+def compile_for(topology, pixels, dim, block):
+    """Compiles forward and backward for one chip of a TPU topology, with no TPU attached.
+
+    Returns:
+      The chip, sizes, and bytes of temporaries and arguments.
+    """
+    # Asks no metadata server what TPU this machine has: it has none.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(chip)
+    types = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_)
+    shapes = [
+        jax.ShapeDtypeStruct((1, pixels, dim)[: 3 if t == jnp.float32 else 2], t, sharding=sharding) for t in types
+    ]
+    program = jax.jit(forward_and_backward(partial(pixel_contrast, block=block))).lower(*shapes).compile()
+    memory = program.memory_analysis()
+    return {
+        "topology": topology,
+        "chip": chip.device_kind,
+        "pixels": pixels,
+        "dim": dim,
+        "block": block,
+        "temporaries": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+    }
+
+
+def table(rows):
+    """Writes the comparison as Markdown."""
+    columns = (
+        *("N = M", "D", "clips", "plain, ms", "streamed, ms", "ratio", "plain, MiB", "streamed, MiB", "ratio"),
+        *("values differ by", "gradients differ by"),
+    )
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for row in rows:
+        milliseconds, mebibytes = (
+            [row[key][name] * unit for name in ("plain", "streamed")]
+            for key, unit in (("seconds", 1e3), ("temporaries", 1 / MIB))
+        )
+        cells = [
+            *(str(row[key]) for key in ("pixels", "dim", "clips")),
+            *(f"{value:.2f}" for value in (*milliseconds, row["time_ratio"])),
+            *(f"{value:.1f}" for value in mebibytes),
+            f"{mebibytes[1] / mebibytes[0]:.3f}",
+            *(f"{row[f'difference_of_{what}']:.1e}" for what in ("values", "gradients")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    """Compares, compiles where asked to, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--block", type=int, default=BLOCK, help="queries and keys compared at a time")
+    parser.add_argument("--topology", help="also compile for a chip of this TPU topology, for example v5e:2x2")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder for loss.json")
+    arguments = parser.parse_args()
+    if arguments.topology and importlib.util.find_spec("libtpu") is None:
+        parser.error(
+            f"--topology={arguments.topology} needs TPU's compiler, which is not installed: `pip install libtpu` (no "
+            "TPU needed), or leave --topology out."
+        )
+    rows = [compare(case, arguments.block) for case in CASES]
+    machine = measure.machine()
+    content = {"machine": machine, "temperature": TEMPERATURE, "num_classes": NUM_CLASSES, "forms": rows}
+    print(f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores\n\n{table(rows)}")
+    if arguments.topology:
+        found = compile_for(arguments.topology, TOPOLOGY_PIXELS, 128, arguments.block)
+        content["compiled"] = found
+        print(
+            f"\n{found['chip']}, {found['pixels']:,} pixels, D = {found['dim']}: "
+            f"{found['temporaries'] / MIB:.0f} MiB of temporaries, {found['arguments'] / MIB:.0f} MiB of arguments "
+            f"(plain: {4 * found['pixels'] ** 2 / MIB:,.0f} MiB for the similarities alone)"
+        )
+    print(f"\n{measure.write('loss', content, arguments.out)}")
+
+
+if __name__ == "__main__":
+    main()
