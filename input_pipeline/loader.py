@@ -1,8 +1,9 @@
 """Batches of clips: seed → shuffle → repeat → decode and augment → shard → batch, on Grain.
 
 The stream of clips is a function of the seed alone. Position p of the stream has a fixed clip, mirrored and cropped in
-a fixed way, whatever the number of threads, workers or processes; process i of n takes the positions i, i + n, … So a
-global batch holds the same clips on one process and on many, and a position is all that has to be saved.
+a fixed way, whatever the number of threads, workers or processes. A global batch is n·B positions in a row, and process
+i of n takes the i-th B of them. So the devices, which share a process's clips out in the same way, get the same clips
+whether they belong to one process or to many, and a position is all that has to be saved.
 """
 
 import functools
@@ -147,7 +148,7 @@ def train_batches(
     data = grain.MapDataset.source(_Clips(source, offsets, flow_pairs, label)).seed(seed).shuffle().repeat()
     # Augmenting before sharding ties the random numbers to the position in the whole stream.
     data = data.random_map(functools.partial(_augment, flip=flip, crop=None if crop is None else tuple(crop)))
-    data = data[position + index :: count].to_iter_dataset(_read_options(num_threads, prefetch))
+    data = _share(data[position:], batch_size, index, count).to_iter_dataset(_read_options(num_threads, prefetch))
     if num_workers:
         if not flags.FLAGS.is_parsed():
             # Grain hands its flags to the workers; where no absl app has parsed them, their defaults do.
@@ -155,6 +156,19 @@ def train_batches(
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch)))
     # Batching comes after the workers: their number then cannot change which clips meet in a batch.
     return _with_state(data.batch(batch_size, batch_fn=_stack), stream, position, batch_size * count)
+
+
+def _share(data, batch_size, index, count):
+    """Leaves of each `count * batch_size` elements in a row the `index`-th `batch_size`."""
+    if count == 1:
+        return data
+    place = functools.partial(_place, data, batch_size, index, count)
+    return grain.MapDataset.range(len(data) // count).map(place)
+
+
+def _place(data, batch_size, index, count, i):
+    batch, within = divmod(i, batch_size)
+    return data[(batch * count + index) * batch_size + within]
 
 
 def _with_state(data, stream, position, step):

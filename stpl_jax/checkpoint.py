@@ -2,7 +2,8 @@
 
 A checkpoint has three items: `model` (the segmentation network's `params` and `batch_stats`: all that inference needs),
 `train` (the rest of the state) and `meta` (JSON: configuration, classes, versions, position in the data). Arrays are
-stored once, without a device axis, so that any number of devices restores them.
+stored once, without a device axis, so that any number of devices restores them. Of several processes, which hold the
+same state, the first writes; each reads by itself. So Orbax is told that every process is alone.
 """
 
 import dataclasses
@@ -70,17 +71,25 @@ def _join(template, model, rest):
 
 
 def open_manager(folder, keep=2):
-    """Opens a folder of checkpoints for writing, keeping the newest `keep`; leftovers of a killed run are cleared."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
-    return _manager(folder, options)
+    """Opens a folder of checkpoints for writing, keeping the newest `keep`; leftovers of a killed run are cleared.
+
+    All processes but the first open it for reading.
+    """
+    if jax.process_index():
+        return _manager(folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return _manager(folder, max_to_keep=keep, cleanup_tmp_directories=True)
 
 
-def _manager(folder, options):
+def _manager(folder, **options):
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone, **options)
     # Naming the handlers lets a manager describe checkpoints that it has neither saved nor restored.
     handlers = {
-        "model": ocp.StandardCheckpointHandler(),
-        "train": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
+        "model": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        "train": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
     }
     return ocp.CheckpointManager(Path(folder).absolute(), options=options, item_handlers=handlers)
 
@@ -88,12 +97,16 @@ def _manager(folder, options):
 def save(manager, step, state, meta):
     """Starts to save; returns when the values are copied, and the writing goes on beside the training.
 
+    All processes but the first save nothing.
+
     Args:
       manager: of `open_manager`.
       step: steps done.
       state: one replica of a `TrainState`, numpy.
       meta: JSON-able.
     """
+    if jax.process_index():
+        return
     model, rest = _items(state)
     manager.save(
         step,
@@ -172,7 +185,7 @@ def load_model(path, row=None, template=None, network="accel"):
       CheckpointError: nothing there, or another network; the message lists both sides.
     """
     where = find_checkpoint(path, row)
-    with _manager(where.parent, ocp.CheckpointManagerOptions(create=False)) as manager:
+    with _manager(where.parent) as manager:
         step = int(where.name)
         stored = _stored_shapes(manager, step, "model")
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta

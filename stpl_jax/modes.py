@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from input_pipeline.builders.checks import BadFilesError
-from stpl_jax import analysis, checkpoint, report
+from stpl_jax import analysis, checkpoint, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.methods import make_method
@@ -24,6 +24,7 @@ USER_ERRORS = (
     flow_extraction.FlowError,
     NonFiniteLoss,
     SourceError,
+    processes.ProcessError,
     FileNotFoundError,
 )
 
@@ -56,7 +57,7 @@ def flow(config, workdir, progress=print):
     needs = {domain: _needs(config, domain) for domain in given}
     if "target" in given:
         needs["val"] = None
-    flow_extraction.extract(config, workdir, needs, progress)
+    processes.from_first(lambda: flow_extraction.extract(config, workdir, needs, progress))
 
 
 def pretrain(config, workdir, progress=print):
@@ -78,7 +79,9 @@ def adapt(config, workdir, progress=print):
 def evaluate(config, workdir, progress=print):
     """Scores again every row of the working directory that has a checkpoint, and writes the report anew."""
     _note_settings(config, workdir)
-    rows = [row for row in row_names(config) if (Path(workdir) / row / checkpoint.FOLDER).is_dir()]
+    rows = processes.from_first(
+        lambda: [row for row in row_names(config) if (Path(workdir) / row / checkpoint.FOLDER).is_dir()]
+    )
     if not rows:
         raise checkpoint.CheckpointError(
             f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt first."
@@ -104,13 +107,24 @@ def analyse(config, workdir, wanted=(), progress=print):
       progress: called with lines of text.
     """
     _estimate_flow(config, workdir, {"val": None}, progress)
-    analysis.analyse(config, workdir, analysis.find_checkpoints(config, workdir, wanted), progress)
-    if any((Path(workdir) / row / EVALUATION).is_file() for row in row_names(config)):
-        report.write_report(config, workdir, progress)
+
+    def write():
+        analysis.analyse(config, workdir, analysis.find_checkpoints(config, workdir, wanted), progress)
+        if any((Path(workdir) / row / EVALUATION).is_file() for row in row_names(config)):
+            report.write_report(config, workdir, progress)
+
+    processes.from_first(write)
 
 
 def predict(config, workdir, row, source, output, progress=print):
-    """Segments a video file or a folder of frames with the working directory's model, or else with `init_from`."""
+    """Segments a video file or a folder of frames with the working directory's model, or else with `init_from`.
+
+    The first process does it alone.
+    """
+    processes.from_first(lambda: _predict(config, workdir, row, source, output, progress))
+
+
+def _predict(config, workdir, row, source, output, progress):
     try:
         model = prediction.load(workdir, row)
     except checkpoint.CheckpointError:
@@ -130,7 +144,7 @@ def run_row(config, workdir, row, progress=print):
     """
     settings = row_config(config, row)
     done = Path(workdir) / row / EVALUATION
-    before = json.loads(done.read_text()) if done.is_file() else None
+    before = processes.from_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
     if row == "source_only" and config.init_from:
         stored = checkpoint.load_model(config.init_from, row)
         if before is None or before["source"] != str(stored.path):
@@ -156,6 +170,10 @@ def source_model(config, workdir):
     """
     if config.init_from:
         return config.init_from
+    return processes.from_first(lambda: _own_source_model(workdir))
+
+
+def _own_source_model(workdir):
     own = Path(workdir) / "source_only" / checkpoint.FOLDER
     try:
         return str(checkpoint.find_checkpoint(own))
@@ -169,6 +187,10 @@ def source_model(config, workdir):
 
 def _report(config, workdir, progress):
     """Writes the report; with it, if that is set, an analysis of the network before and after."""
+    processes.from_first(lambda: _write_report(config, workdir, progress))
+
+
+def _write_report(config, workdir, progress):
     if config.report.analysis:
         found = analysis.present_checkpoints(config, workdir, dict.fromkeys(("source_only", config.method)))
         try:
@@ -182,7 +204,10 @@ def _report(config, workdir, progress):
 
 
 def _note_settings(config, workdir):
-    write_atomically(Path(workdir) / "config.json", config.to_json_best_effort(indent=1))
+    """Writes the run's settings down; several processes make sure that they are one run."""
+    file, text = Path(workdir) / "config.json", config.to_json_best_effort(indent=1)
+    processes.from_first(lambda: write_atomically(file, text))
+    processes.check_together(file, text)
 
 
 def _method_needs(settings):
@@ -200,7 +225,7 @@ def _needs(config, domain):
 def _estimate_flow(settings, workdir, needs, progress):
     """Writes the flow files that sets are about to be prepared from, where the network makes them."""
     if settings.flow.source == "flownet2":
-        flow_extraction.extract(settings, workdir, needs, progress, unprepared_only=True)
+        processes.from_first(lambda: flow_extraction.extract(settings, workdir, needs, progress, unprepared_only=True))
 
 
 def _score(settings, workdir, stored, progress):
@@ -221,4 +246,5 @@ def _write_evaluation(settings, workdir, row, source, scores):
         "seconds_per_step": scores.get("seconds_per_step"),
         "config": json.loads(settings.to_json_best_effort()),
     }
-    write_atomically(Path(workdir) / row / EVALUATION, json.dumps(text, indent=1))
+    if processes.is_first():
+        write_atomically(Path(workdir) / row / EVALUATION, json.dumps(text, indent=1))

@@ -52,6 +52,26 @@ def pmap(function, donate_state=False):
     return jax.pmap(function, axis_name=AXIS, donate_argnums=(0,) if donate_state else ())
 
 
+def any_process(flag):
+    """Starts to find out whether a flag is set in any process; every process has to ask at the same step.
+
+    Args:
+      flag: bool of this process.
+
+    Returns:
+      An array to be read by `is_set`, which waits for the answer; asking does not.
+    """
+    return _sum_over_devices(replicate(np.int32(flag)))
+
+
+def is_set(answer):
+    """Reads an answer of `any_process`, the same in every process."""
+    return bool(unreplicate(answer))
+
+
+_sum_over_devices = pmap(lambda x: jax.lax.psum(x, AXIS))
+
+
 def prefetch(items, size=2):
     """Draws `size` items ahead, so that transfers to the devices run beside computation; `items` may be endless."""
     queue = collections.deque()

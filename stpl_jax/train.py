@@ -12,7 +12,7 @@ import numpy as np
 from input_pipeline.domains import open_domain
 from input_pipeline.labels import CLASSES, evaluated_classes
 from input_pipeline.loader import eval_batches, train_batches
-from stpl_jax import checkpoint, parallel
+from stpl_jax import checkpoint, parallel, processes
 from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
@@ -49,22 +49,26 @@ def train(config, workdir, row, init_from=None, progress=print):
       progress: called with lines of text.
 
     Raises:
-      NonFiniteLoss: with the step and the clips; the last checkpoint before it stays.
-      Stopped: after SIGTERM, once the state is saved.
+      NonFiniteLoss: with the step and this process's clips; the last checkpoint before it stays.
+      Stopped: after SIGTERM to any process, once the state is saved; in all processes at the same step.
       CheckpointError: a checkpoint that does not fit.
     """
     folder, steps = Path(workdir) / row, config.optim.steps
     segmenter = build_segmenter(config)
     method = make_method(config, segmenter)
     optimisers = method.optimisers(config.optim)
-    sources = {domain: open_domain(config, workdir, domain, needs, progress) for domain, needs in method.needs.items()}
+    sources = {
+        domain: open_together(config, workdir, domain, needs, progress) for domain, needs in method.needs.items()
+    }
     validation = Validation(config, workdir, segmenter, progress)
     seed_key = jax.random.key(config.seed)
 
-    with checkpoint.open_manager(folder / checkpoint.FOLDER, config.checkpoint.keep) as manager:
-        start, positions, best = 0, {}, None
-        if manager.latest_step() is not None:
-            start = manager.latest_step()
+    with processes.in_turn(
+        lambda: checkpoint.open_manager(folder / checkpoint.FOLDER, config.checkpoint.keep)
+    ) as manager:
+        newest = processes.from_first(manager.latest_step)
+        start, positions, best = newest or 0, {}, None
+        if newest is not None:
             template = jax.eval_shape(
                 lambda: create_state(method, optimisers, initial_variables(segmenter, seed_key), seed_key)
             )
@@ -89,6 +93,8 @@ def train(config, workdir, row, init_from=None, progress=print):
         }
 
         def save(step, positions):
+            nonlocal newest
+            newest = step
             details = {"step": step, "positions": positions, "best": best}
             checkpoint.save(manager, step, parallel.unreplicate(state), meta | details)
 
@@ -97,51 +103,60 @@ def train(config, workdir, row, init_from=None, progress=print):
         schedule = poly_schedule(config.optim)
         clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
         log = RunLog(folder, row, steps, start, clips, config.log_every, jax.process_index() == 0, progress)
-        pending = collections.deque()  # (step, clip names, metrics on the device)
+        pending = collections.deque()  # (step, clip names, metrics on the device, whether to stop)
+        several, stop = jax.process_count() > 1, False
 
         def settle(keep=0):
             # Reads results a step late, so that the devices never wait for the host.
+            nonlocal stop
             while len(pending) > keep:
-                done, names, metrics = pending.popleft()
+                done, names, metrics, told = pending.popleft()
                 values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
                 if not all(np.isfinite(value) for value in values.values()):
-                    last = manager.latest_step()
                     raise NonFiniteLoss(
                         f"{row}: step {done} gave {values} on clips {', '.join(names)}. "
-                        + (f"The checkpoint of step {last} in {manager.directory} is kept. " if last else "")
+                        + (f"The checkpoint of step {newest} in {manager.directory} is kept. " if newest else "")
                         + "Look at these clips, or lower optim.learning_rate."
                     )
                 log.step(done, values | {"learning_rate": float(schedule(done - 1))})
+                stop = stop or (several and parallel.is_set(told))
 
         stream = parallel.prefetch(device_batches(config, method, sources, positions, steps - start))
         with SigtermFlag() as sigterm:
             for step, (batch, names, positions) in enumerate(stream, start + 1):
                 with jax.transfer_guard("disallow"):  # everything the step needs is on the devices
                     state, metrics = train_step(state, batch)
-                pending.append((step, names, metrics))
+                # The signal may reach one process alone, or each at another step: all stop where they have agreed to.
+                pending.append((step, names, metrics, parallel.any_process(sigterm.seen) if several else None))
                 settle(keep=1)
+                stop = stop or (sigterm.seen and not several)
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
                     best = _better(best, validation.score(state, step))
                     log.write(step, {"validation/miou": validation.last["miou"]})
                     progress(f"{row}  step {step}/{steps}  validation mIoU {validation.last['miou']:.2f}")
                 due = step % config.checkpoint.every == 0 or step == steps
-                if due or sigterm.seen:
+                if due or stop:
                     settle()
                     save(step, positions)
-                if sigterm.seen:
-                    manager.wait_until_finished()
+                if stop:
+                    processes.from_first(manager.wait_until_finished)
                     progress(f"{row}  stopped at step {step} by SIGTERM; the same command goes on from there")
                     raise Stopped(128 + signal.SIGTERM)
-            manager.wait_until_finished()
+            processes.from_first(manager.wait_until_finished)
         last = validation.score(state, steps)
         best = _better(best, last)
         log.write(steps, {"validation/miou": last["miou"]})
         log.close()
     progress(f"{row}  mIoU {last['miou']:.2f} at the last step, {steps}")
-    if jax.process_index() == 0:
+    if processes.is_first():
         text = {"row": row, "method": config.method, "source": origin, "last": last, "best_on_validation": best}
         text |= {"seconds_per_step": log.seconds_per_step(), "config": meta["config"]}
         write_atomically(folder / EVALUATION, json.dumps(text, indent=1))
+
+
+def open_together(config, workdir, domain, needs=None, progress=print):
+    """As `open_domain`; the first process generates and prepares what is not there yet, and the others wait."""
+    return processes.in_turn(lambda: open_domain(config, workdir, domain, needs, progress))
 
 
 def starting_variables(config, segmenter, init_from):
@@ -207,7 +222,7 @@ class Validation:
     def score_model(self, params, batch_stats, step):
         """Scores replicated `params` and `batch_stats`."""
         if self.source is None:
-            self.source = open_domain(self.config, self.workdir, "val", progress=self.progress)
+            self.source = open_together(self.config, self.workdir, "val", progress=self.progress)
             self.step = compiled_eval_step(self.segmenter, self.config.flow.scale)
         batches = eval_batches(
             self.source,

@@ -128,6 +128,21 @@ def test_shards_partition_the_stream(source):
         assert state == state_0 == state_1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_share_each_global_batch_in_blocks(source, workers):
+    # Split over its devices in order, a process's batch then has the clips that one process gives the same devices.
+    start = train(source, 2, batch_size=6)[-1][1]
+    whole = train(source, 5, batch_size=6, state=start)
+    shards = [
+        train(source, 5, batch_size=2, shard=(i, 3), state=start, num_workers=workers * (i == 1)) for i in (0, 1, 2)
+    ]
+    for (batch, state), *parts in zip(whole, *shards, strict=True):
+        for key in ("frames", "flow", "label", "index"):
+            np.testing.assert_array_equal(batch[key], np.concatenate([part[key] for part, _ in parts]))
+        assert batch["name"] == [name for part, _ in parts for name in part["name"]]
+        assert all(state == part_state for _, part_state in parts)
+
+
 def test_a_position_of_two_processes_continues_on_one(source):
     state = train(source, 3, batch_size=2, shard=(1, 2))[-1][1]
     assert order(train(source, 4, batch_size=4, state=state)) == order(train(source, 7, batch_size=4))[12:]
