@@ -3,11 +3,14 @@
 A method says which data it needs, which parameters it adds, and what its loss is; the loop knows nothing else about it.
 """
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from flax import struct
+
+from stpl_jax import optim
 
 # Parameters that no method of the paper trains, as regular expressions on parameter paths.
 BATCH_NORM_PARAMETERS = r"/(bn\d|downsample_1)/(scale|bias)$"
@@ -43,7 +46,7 @@ class Aux(struct.PyTreeNode):
     extra: Any = None
 
 
-class Method(Protocol):
+class Method(abc.ABC):
     """A method of the paper's tables.
 
     Attributes:
@@ -61,12 +64,19 @@ class Method(Protocol):
 
         Returns:
           Parameters by group, `{"network": {"segmenter": ..., ...}, ...}`, each group with an optimiser of its own;
-          and what is kept from step to step without being trained (a teacher, say), or None.
+          and what is kept from step to step without being trained (a teacher, say), or None. Here: nothing is added.
         """
+        del key
+        return {"network": {"segmenter": variables["params"]}}, None
 
     def optimisers(self, settings):
-        """Returns one Optax transformation for each group of parameters; `settings` is `config.optim`."""
+        """Returns one Optax transformation for each group of parameters; `settings` is `config.optim`.
 
+        Here: the paper's, which leaves the scale and bias of batch normalisation as they are.
+        """
+        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
+
+    @abc.abstractmethod
     def loss(self, params, state, batch, key):
         """Computes the losses on one device's clips.
 
@@ -82,4 +92,9 @@ class Method(Protocol):
         """
 
     def after_update(self, state, aux):
-        """Returns the state after the optimisers' update, with moving averages moved and copies refreshed."""
+        """Returns the state after the optimisers' update, with moving averages moved and copies refreshed.
+
+        Here: there are none.
+        """
+        del aux
+        return state

@@ -1,10 +1,10 @@
 """The control that the paper lacks: forward passes on target, which move the running averages; nothing is trained."""
 
-from stpl_jax.methods.base import Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import extract, frames_first
 
 
-class BNStatistics:
+class BNStatistics(Method):
     """Adapts batch normalisation's running averages to target video and leaves every parameter alone."""
 
     def __init__(self, config, segmenter):
@@ -15,10 +15,6 @@ class BNStatistics:
             )
         self.config, self.segmenter = config, segmenter
         self.needs = {"target": DomainNeeds(flow_pairs=())}
-
-    def init(self, key, variables):
-        del key
-        return {"network": {"segmenter": variables["params"]}}, None
 
     def optimisers(self, settings):
         del settings
@@ -31,7 +27,3 @@ class BNStatistics:
             self.segmenter, params["network"]["segmenter"], state.batch_stats, groups, self.config.batch_norm
         )
         return {}, Aux(stats)
-
-    def after_update(self, state, aux):
-        del aux
-        return state

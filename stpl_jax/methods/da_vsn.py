@@ -19,10 +19,10 @@ from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import entropy
 from stpl_jax.losses.temporal import unconfident_difference
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import flow_on_grid, frame_scores, fuse_scores
 from stpl_jax.methods.supervised import label_loss
-from stpl_jax.models.discriminator import Discriminator
+from stpl_jax.models.discriminator import Discriminator, initial_discriminators
 from stpl_jax.ops.propagate import propagate
 from stpl_jax.ops.resize import resize_align_corners
 from stpl_jax.ops.warp import warp
@@ -36,7 +36,7 @@ PROPAGATIONS = ("splat", "warp")
 SCORE_FUSION = r"^segmenter/sf_layer/"
 
 
-class DAVSN:
+class DAVSN(Method):
     """Temporal consistency within the target domain, and across domains by adversaries; `config.methods.da_vsn`.
 
     propagation:
@@ -58,9 +58,7 @@ class DAVSN:
     def init(self, key, variables):
         params = {"network": {"segmenter": variables["params"]}}
         if "source" in self.needs:
-            maps = jnp.zeros((1, 32, 32, 2 * self.segmenter.num_classes), self.segmenter.param_dtype)
-            for group, group_key in zip(APART, jax.random.split(key, len(APART)), strict=True):
-                params[group] = self.discriminator.init(group_key, maps)["params"]
+            params |= initial_discriminators(self.discriminator, key, APART, 2 * self.segmenter.num_classes)
         return params, None
 
     def optimisers(self, settings):
@@ -91,10 +89,6 @@ class DAVSN:
             losses = self.tell_apart(params, *jax.lax.stop_gradient((source, target)))
         losses["network"] = supervised + self.settings.weight * (intra_domain + cross_domain)
         return losses, Aux(stats, metrics)
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def score(self, params, stats, data):
         """Scores x_t and x_{t-1} by themselves."""

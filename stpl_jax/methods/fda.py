@@ -10,16 +10,15 @@ that the publication has, at feature resolution, from the first step on. One β,
 predictions of three networks (0.01, 0.05, 0.09) and trains them again on their own labels.
 """
 
-from stpl_jax import optim
 from stpl_jax.losses.entropy import robust_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.ops.fourier import swap_low_frequencies
 from stpl_jax.ops.resize import compute_dtype, resize_align_corners
 
 
-class FDA:
+class FDA(Method):
     """Source clips in the target's style, and low entropy on target; everything under `config.methods.fda`."""
 
     def __init__(self, config, segmenter):
@@ -30,13 +29,6 @@ class FDA:
             )
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.fda
         self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}
-
-    def init(self, key, variables):
-        del key
-        return {"network": {"segmenter": variables["params"]}}, None
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
 
     def loss(self, params, state, batch, key):
         del key
@@ -50,10 +42,6 @@ class FDA:
         entropy = robust_entropy(scores.main, self.settings.entropy_power).mean()
         loss = supervised + self.settings.entropy_weight * entropy
         return {"network": loss}, Aux(stats, {"supervised": supervised, "entropy": entropy})
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def restyled(self, source, target):
         """Gives both frames of each source clip the low frequencies of the target's x_t: `[B, T, H, W, 3]`."""

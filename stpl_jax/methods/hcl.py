@@ -20,10 +20,9 @@ they never change and are G's (the public code copies G's to both).
 import jax
 import jax.numpy as jnp
 
-from stpl_jax import optim
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import augmented_clips, clip_predictions, mirrored_scores
 from stpl_jax.models.projection import Projection
 from stpl_jax.ops.augment import AugmentSettings
@@ -31,7 +30,7 @@ from stpl_jax.ops.augment import AugmentSettings
 LABELLERS = ("source", "historical", "average")
 
 
-class HCL:
+class HCL(Method):
     """Historical contrast of instances and of categories; settings in `config.methods.hcl`."""
 
     def __init__(self, config, segmenter):
@@ -57,9 +56,6 @@ class HCL:
             extra["source"] = segmenter
         # Copies: a donated state must not hold one buffer twice.
         return {"network": network}, jax.tree.map(jnp.copy, extra)
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
 
     def loss(self, params, state, batch, key):
         augment_key, pixel_key = jax.random.split(key)

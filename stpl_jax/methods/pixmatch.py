@@ -14,9 +14,8 @@ row is scored by the weights that were trained. Its colour operations are OpenCV
 import jax
 import jax.numpy as jnp
 
-from stpl_jax import optim
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.models.accel import Scores
@@ -25,7 +24,7 @@ from stpl_jax.ops.geometry import crop_resized, crop_resized_flow, crop_resized_
 from stpl_jax.ops.resize import compute_dtype, resize_align_corners
 
 
-class PixMatch:
+class PixMatch(Method):
     """Labels on source, consistency on target; everything under `config.methods.pixmatch`."""
 
     def __init__(self, config, segmenter):
@@ -37,13 +36,6 @@ class PixMatch:
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.pixmatch
         self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}
         self.augment_settings = AugmentSettings(**self.settings.augment)
-
-    def init(self, key, variables):
-        del key
-        return {"network": {"segmenter": variables["params"]}}, None
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
 
     def loss(self, params, state, batch, key):
         network, source, target = params["network"]["segmenter"], batch["source"], batch["target"]
@@ -60,10 +52,6 @@ class PixMatch:
         consistency = main + self.config.auxiliary_weight * auxiliary
         loss = supervised + self.settings.weight * consistency
         return {"network": loss}, Aux(stats, {"supervised": supervised, "consistency": consistency})
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def pseudo_labels(self, network, stats, target):
         """Labels the clean clips at the frames' size: `Scores` of class maps `[B, H, W]`, and the running averages."""

@@ -28,7 +28,7 @@ from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import self_information
 from stpl_jax.losses.pseudo_labels import share_of
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator
@@ -39,7 +39,7 @@ from stpl_jax.ops.resize import compute_dtype, resize_align_corners
 CLASSIFIERS = ("auxiliary", "main")
 
 
-class RDA:
+class RDA(Method):
     """Adversarial alignment on clean and attacked clips; everything under `config.methods.rda`."""
 
     def __init__(self, config, segmenter):
@@ -108,10 +108,6 @@ class RDA:
             "attacker": -stop(attacked) + self.settings.content_weight * content,
         }
         return losses, Aux(stats, {"supervised": supervised, "attacked": attacked})
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def adversarial(self, judges, scores, size, label, weights):
         """Cross-entropy of the discriminators' answers with one domain, weighed over both classifiers: a scalar."""

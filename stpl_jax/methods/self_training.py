@@ -3,28 +3,20 @@
 import jax
 import jax.numpy as jnp
 
-from stpl_jax import optim
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
 
 
-class SelfTraining:
+class SelfTraining(Method):
     """Cross-entropy of the fused scores, main + 0.1 · auxiliary, at feature resolution, on the confident pixels."""
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter = config, segmenter
         self.settings = config.methods.self_training
         self.needs = {"target": DomainNeeds()}
-
-    def init(self, key, variables):
-        del key
-        return {"network": {"segmenter": variables["params"]}}, None
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
 
     def loss(self, params, state, batch, key):
         del key
@@ -43,7 +35,3 @@ class SelfTraining:
 
         loss = on_confident(scores.main) + self.config.auxiliary_weight * on_confident(scores.auxiliary)
         return {"network": loss}, Aux(stats)
-
-    def after_update(self, state, aux):
-        del aux
-        return state

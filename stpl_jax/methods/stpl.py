@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean, pixel_contrast
 from stpl_jax.losses.pseudo_labels import confident_pixels
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
 from stpl_jax.models.fusion import make_fusion
 from stpl_jax.models.projection import Projection
@@ -27,7 +27,7 @@ OBJECTIVES = ("stpl", "spatial", "temporal", "duplicate", "naive")
 SCOPES = ("clip", "device", "global")
 
 
-class STPL:
+class STPL(Method):
     """The paper's method, every reading of it under `config.methods.stpl`.
 
     objective:
@@ -97,10 +97,6 @@ class STPL:
             }
             loss = terms[self.objective]()
         return {"network": loss}, Aux(stats, {"confident": mask.mean(dtype=jnp.float32)})
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def views(self, network, batch_stats, data, key):
         """Runs the backbone on the clean and, where the objective has one, on the augmented clip, as one batch.

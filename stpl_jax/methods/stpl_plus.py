@@ -17,12 +17,12 @@ from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean
 from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
 from stpl_jax.ops.augment import AugmentSettings
 
 
-class STPLPlus:
+class STPLPlus(Method):
     """An averaged teacher with a clip's own statistics, a student with running averages; `config.methods.stpl_plus`."""
 
     def __init__(self, config, segmenter):

@@ -1,9 +1,8 @@
 """Training with labels: source_only (on source), and the tables' upper bound, oracle (on target)."""
 
-from stpl_jax import optim
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.ops.resize import resize_align_corners
 
@@ -46,19 +45,12 @@ def supervised_loss(config, segmenter, params, batch_stats, data, frames=None):
     return label_loss(config, scores, data["label"]), stats
 
 
-class Supervised:
+class Supervised(Method):
     """Cross-entropy of fused scores, main + 0.1 · auxiliary, at the label's size, as DA-VSN's and TPS's public code."""
 
     def __init__(self, config, segmenter, domain):
         self.config, self.segmenter, self.domain = config, segmenter, domain
         self.needs = {domain: DomainNeeds(labels=True)}
-
-    def init(self, key, variables):
-        del key
-        return {"network": {"segmenter": variables["params"]}}, None
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
 
     def loss(self, params, state, batch, key):
         del key
@@ -66,7 +58,3 @@ class Supervised:
             self.config, self.segmenter, params["network"]["segmenter"], state.batch_stats, batch[self.domain]
         )
         return {"network": loss}, Aux(stats)
-
-    def after_update(self, state, aux):
-        del aux
-        return state

@@ -18,10 +18,9 @@ random point. What was cut off does not count. `source_free` leaves the target t
 import jax
 import jax.numpy as jnp
 
-from stpl_jax import optim
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores, flow_on_grid
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.ops.augment import AugmentSettings, photometric
@@ -31,7 +30,7 @@ from stpl_jax.ops.warp import warp
 from stpl_jax.ops.zoom import covered, zoom
 
 
-class TPS:
+class TPS(Method):
     """The clip before supervises the augmented clip; `config.methods.tps`."""
 
     def __init__(self, config, segmenter):
@@ -43,13 +42,6 @@ class TPS:
         if not config.source_free:
             self.needs["source"] = DomainNeeds(labels=True)
         self.augment_settings = AugmentSettings(**self.settings.augment)
-
-    def init(self, key, variables):
-        del key
-        return {"network": {"segmenter": variables["params"]}}, None
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
 
     def loss(self, params, state, batch, key):
         segmenter, data, stats, metrics = params["network"]["segmenter"], batch["target"], state.batch_stats, {}
@@ -70,10 +62,6 @@ class TPS:
         )
         metrics["target"] = target
         return {"network": loss + self.settings.target_weight * target}, Aux(stats, metrics)
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def draw(self, key):
         """Draws what one clip's views need, so that they depend on neither batch nor device."""

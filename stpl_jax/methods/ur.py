@@ -20,7 +20,7 @@ from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.entropy import entropy
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.uncertainty import probability_error
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_predictions, mirrored_scores
 from stpl_jax.models.decoders import AuxiliaryDecoders, draw_channel_masks
 
@@ -28,7 +28,7 @@ from stpl_jax.models.decoders import AuxiliaryDecoders, draw_channel_masks
 AUXILIARY_CLASSIFIER = r"^segmenter/layer5/"
 
 
-class UR:
+class UR(Method):
     """Class-balanced self-training, low entropy, and decoders that agree; settings in `config.methods.ur`."""
 
     def __init__(self, config, segmenter):
@@ -67,10 +67,6 @@ class UR:
             + self.settings.uncertainty_weight * uncertainty
         )
         return {"network": loss}, Aux(stats, {"labelled": jnp.mean(labels != IGNORED, dtype=jnp.float32)})
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def pseudo_labels(self, probabilities):
         """Labels the pixels `[B, h, w]` that are confident for their class, by thresholds over all clips together."""

@@ -24,10 +24,10 @@ from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.temporal import agreed_labels
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import flow_on_grid, frame_scores, fuse_scores
 from stpl_jax.methods.supervised import label_loss
-from stpl_jax.models.discriminator import Discriminator
+from stpl_jax.models.discriminator import Discriminator, initial_discriminators
 from stpl_jax.ops.resize import resize_align_corners
 from stpl_jax.ops.warp import warp
 
@@ -35,7 +35,7 @@ from stpl_jax.ops.warp import warp
 SEQUENCE = {"sequence": "main", "sequence_auxiliary": "auxiliary"}
 
 
-class VATVST:
+class VATVST(Method):
     """Adversarial training on sequences, then self-training on what several frames agree on; `methods.vat_vst`."""
 
     def __init__(self, config, segmenter):
@@ -53,9 +53,7 @@ class VATVST:
     def init(self, key, variables):
         params = {"network": {"segmenter": variables["params"]}}
         if "source" in self.needs:
-            maps = jnp.zeros((1, 32, 32, 2 * self.segmenter.num_classes), self.segmenter.param_dtype)
-            for group, group_key in zip(SEQUENCE, jax.random.split(key, len(SEQUENCE)), strict=True):
-                params[group] = self.discriminator.init(group_key, maps)["params"]
+            params |= initial_discriminators(self.discriminator, key, SEQUENCE, 2 * self.segmenter.num_classes)
         return params, None
 
     def optimisers(self, settings):
@@ -93,10 +91,6 @@ class VATVST:
             losses[group] = jnp.where(first, loss, 0.0)
         metrics |= {"supervised": supervised, "adversarial": adversarial, "stage": jnp.where(first, 1.0, 2.0)}
         return losses, Aux(stats, metrics)
-
-    def after_update(self, state, aux):
-        del aux
-        return state
 
     def score(self, params, stats, data):
         """Scores each frame by itself, newest first; a gradient goes into x_t alone."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from stpl_jax.models.initialisers import torch_default
@@ -60,3 +61,17 @@ class Discriminator(nn.Module):
             if number < len(widths):
                 x = nn.leaky_relu(x, 0.2)
         return x.reshape(*maps.shape[:-3], *x.shape[1:])
+
+
+def initial_discriminators(discriminator, key, names, channels):
+    """Returns first parameters of discriminators of one kind, by name.
+
+    Args:
+      discriminator: a `Discriminator`.
+      key: random key; each draws by a key of its own.
+      names: of the discriminators.
+      channels: of the maps that they judge.
+    """
+    maps = jnp.zeros((1, SMALLEST_SIDE, SMALLEST_SIDE, channels), discriminator.param_dtype)
+    keys = jax.random.split(key, len(names))
+    return {name: discriminator.init(own, maps)["params"] for name, own in zip(names, keys, strict=True)}
