@@ -1,6 +1,7 @@
 """The paper's Tables 1-5 on the embedded benchmark: every row on every seed, beside the paper's figures.
 
-Table 6 is ours: every source-free row, and by how much `stpl_plus` is above it on the same seed.
+Tables 6 and 7 are not in the paper. 6: every source-free row, and by how much `stpl_plus` is above it on the same seed.
+7: STPL in bfloat16 beside float32.
 
     python -m benchmarks.tables --table=3 --seeds=3
     python -m benchmarks.tables --table=3 --seeds=3 --first-seed=100 --results=runs/development
@@ -37,12 +38,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: what the paper's figure is (a key of the scores), the configuration, the rows."""
+    """A table: configuration, rows, what the paper's figure is (a key of the scores), the row to compare with all."""
 
     title: str
     config: str
     rows: tuple[Row, ...]
     score: str = "miou"
+    compared: str = OURS
 
 
 def _comparison(source, fda, pixmatch, rda, ur, hcl, da_vsn, vat_vst, tps, starred, stpl, oracle):
@@ -145,6 +147,18 @@ TABLES = {
             Row("oracle", "Oracle", 69.9),
         ),
     ),
+    7: Table(
+        "Precision, mIoU",
+        "configs/synthetic.py",
+        (
+            Row("source_only", "Source-only"),
+            Row("bn_statistics", "Batch statistics alone (control)"),
+            Row("stpl", "STPL, float32"),
+            Row("stpl_bfloat16", "STPL, bfloat16"),
+            Row("oracle", "Oracle"),
+        ),
+        compared="stpl_bfloat16",
+    ),
 }
 
 
@@ -170,20 +184,21 @@ def run_seed(config, workdir, seed, rows, flags=()):
     return {row: json.loads((workdir / row / EVALUATION).read_text()) for row in rows}
 
 
-def summarise(rows, runs):
+def summarise(rows, runs, compared=OURS):
     """Averages the rows over seeds.
 
     Args:
       rows: `Row`s.
       runs: seed -> row -> content of `evaluation.json`.
+      compared: name of the row to compare with all.
 
     Returns:
       List of dicts, one a row: `row`, `label`, `paper`, and for each score `mean`, `std` and `each` over seeds: `miou`,
       `temporal_consistency`, `temporal_consistency_warped`, `best_on_validation`, `over_source`, `over_control`,
-      `gap_closed` (percent), `seconds_per_step`, `iou` (class -> the same); with `stpl_plus` among the rows also
-      `ours_above`: by how much it is above the row.
+      `gap_closed` (percent), `seconds_per_step`, `iou` (class -> the same); `compared_above`: by
+      how much the row `compared` is above this one, if it is there.
     """
-    lines, with_ours = [], any(row.name == OURS for row in rows)
+    lines, there = [], any(row.name == compared for row in rows)
     for row in rows:
         last = [runs[seed][row.name]["last"] for seed in runs]
         references = [{name: runs[seed][name]["last"]["miou"] for name in REFERENCES} for seed in runs]
@@ -192,7 +207,7 @@ def summarise(rows, runs):
             100 * (miou - r["source_only"]) / (r["oracle"] - r["source_only"])
             for miou, r in zip(own, references, strict=True)
         ]
-        gains = [runs[s][OURS]["last"]["miou"] - m if with_ours else None for s, m in zip(runs, own, strict=True)]
+        gains = [runs[s][compared]["last"]["miou"] - m if there else None for s, m in zip(runs, own, strict=True)]
         lines.append(
             {
                 "row": row.name,
@@ -206,7 +221,7 @@ def summarise(rows, runs):
                 "temporal_consistency": _spread([scores["temporal_consistency"] for scores in last]),
                 "temporal_consistency_warped": _spread([scores["temporal_consistency_warped"] for scores in last]),
                 "seconds_per_step": _spread([runs[s][row.name].get("seconds_per_step") for s in runs]),
-                "ours_above": _spread(gains),
+                "compared_above": _spread(gains),
                 "iou": {name: _spread([scores["iou"][name] for scores in last]) for name in last[0]["iou"]},
             }
         )
@@ -224,21 +239,31 @@ def _spread(values):
 def markdown(number, lines, seeds, command):
     """Sets a table as Markdown: one line a row, then IoU by class."""
 
+    table = TABLES[number]
+    compared = next((line["label"] for line in lines if line["row"] == table.compared), None)
+
     def cell(spread, digits=1, sign=""):
         if spread["mean"] is None:
             return "-"
         return f"{spread['mean']:{sign}.{digits}f} ± {spread['std']:.{digits}f}"
 
     def above(line):
-        gains = line["ours_above"]["each"]
-        if line["row"] == OURS or None in gains:
+        gains = line["compared_above"]["each"]
+        if line["row"] == table.compared or None in gains:
             return "-"
-        return f"{cell(line['ours_above'], sign='+')}, positive in {sum(gain > 0 for gain in gains)} of {len(gains)}"
+        return (
+            f"{cell(line['compared_above'], sign='+')}, positive in {sum(gain > 0 for gain in gains)} of {len(gains)}"
+        )
 
-    table = TABLES[number]
     score = ("temporal_consistency", "temporal consistency") if table.score != "miou" else ("miou", "mIoU")
     head = ("row", f"paper, {score[1]}", "mIoU", "each seed", "best on validation", "to source-only", "to the control")
-    head += ("gap closed, %", "temporal consistency", "warped", "s/step", "STPL+ above it")
+    head += (
+        "gap closed, %",
+        "temporal consistency",
+        "warped",
+        "s/step",
+        *([f"{compared}: above it"] if compared else []),
+    )
     body = [
         (
             line["label"],
@@ -252,7 +277,7 @@ def markdown(number, lines, seeds, command):
             cell(line["temporal_consistency"]),
             cell(line["temporal_consistency_warped"]),
             "-" if line["seconds_per_step"]["mean"] is None else f"{line['seconds_per_step']['mean']:.3f}",
-            above(line),
+            *([above(line)] if compared else []),
         )
         for line in lines
     ]
@@ -314,7 +339,7 @@ def main():
             seed: run_seed(config, arguments.workdir / config.stem / f"seed{seed}", seed, names, flags)
             for seed in seeds
         }
-        lines = summarise(table.rows, runs)
+        lines = summarise(table.rows, runs, table.compared)
         command = " ".join(["python -m benchmarks.tables", *sys.argv[1:]])
         text = markdown(number, lines, seeds, command)
         content = {"table": number, "seeds": list(seeds), "command": command, "rows": lines}

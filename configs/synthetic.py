@@ -103,5 +103,6 @@ def get_config():
     config.methods.hcl.projection.update(dict(hidden=128, dim=64))
     config.rows.hcl = ConfigDict(dict(optim=dict(multipliers=())))  # the multiplier above is for STPL's head
     config.rows.update({name: dict(optim=dict(learning_rate=rate)) for name, rate in LEARNING_RATES.items()})
+    config.rows.stpl_bfloat16 = ConfigDict(dict(method="stpl", model=dict(dtype="bfloat16")))
     config.rows.stpl_running = ConfigDict(dict(method="stpl", batch_norm=dict(mode="running")))
     return config

@@ -61,12 +61,14 @@ def test_our_row_is_compared_seed_by_seed(runs):
         runs[seed][tables.OURS] = evaluation(miou)
     rows = (*ROWS, tables.Row(tables.OURS, "Ours"))
     source, stpl, _, ours = lines = tables.summarise(rows, runs)
-    assert source["ours_above"]["each"] == [17, 29]
-    assert stpl["ours_above"] == {"mean": 0.5, "std": pytest.approx(np.sqrt(4.5)), "each": [2, -1]}
-    assert ours["ours_above"]["each"] == [0, 0]
+    assert source["compared_above"]["each"] == [17, 29]
+    assert stpl["compared_above"] == {"mean": 0.5, "std": pytest.approx(np.sqrt(4.5)), "each": [2, -1]}
+    assert ours["compared_above"]["each"] == [0, 0]
     text = tables.markdown(6, lines, (1, 2), "")
-    assert "| +0.5 ± 2.1, positive in 1 of 2 |" in text
-    assert tables.summarise(ROWS, runs)[1]["ours_above"]["each"] == [None, None], "only beside our own row"
+    assert "| Ours: above it |" in text and "| +0.5 ± 2.1, positive in 1 of 2 |" in text
+    assert "above it" not in tables.markdown(6, tables.summarise(ROWS, runs), (1, 2), "")
+    assert tables.summarise(ROWS, runs)[1]["compared_above"]["each"] == [None, None], "only beside our own row"
+    assert tables.summarise(rows, runs, "stpl")[0]["compared_above"]["each"] == [15, 30]
 
 
 def test_tries_name_the_rate_with_the_best_mean():
