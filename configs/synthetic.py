@@ -51,7 +51,7 @@ def get_config():
     )
 
     config.model.backbone.update(
-        dict(blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=16, stem_kernel=5, stem_pool=False, remat=False)
+        dict(blocks=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_width=16, stem_kernel=5, stem_pool=False, remat="none")
     )
     config.model.classifier_dilations = (1, 2, 4, 8)
 

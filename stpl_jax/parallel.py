@@ -47,9 +47,12 @@ def split_over_devices(batch):
     return jax.tree.map(put, batch)
 
 
-def pmap(function, donate_state=False):
-    """Compiles a function of (state, ...) for all devices; with `donate_state` the state's buffers are reused."""
-    return jax.pmap(function, axis_name=AXIS, donate_argnums=(0,) if donate_state else ())
+def pmap(function, donate_state=False, devices=None):
+    """Compiles a function of (state, ...) for all devices; with `donate_state` the state's buffers are reused.
+
+    `devices` names others than this process's: those of a topology that is not there can be compiled for, not run on.
+    """
+    return jax.pmap(function, axis_name=AXIS, donate_argnums=(0,) if donate_state else (), devices=devices)
 
 
 def any_process(flag):

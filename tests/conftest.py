@@ -39,7 +39,7 @@ def make_tiny_config():
             "stem_width": 4,
             "stem_kernel": 3,
             "stem_pool": False,
-            "remat": False,
+            "remat": "none",
         }
     )
     config.methods.stpl.projection.update({"hidden": 12, "dim": 6})

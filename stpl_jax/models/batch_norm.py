@@ -6,11 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from stpl_jax.ops.resize import compute_dtype
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
+# Name of the batch statistics among the values that rematerialisation may keep.
+STATISTICS = "batch_statistics"
 
 
 def average_after(average, statistics):
@@ -74,9 +77,9 @@ class GroupedBatchNorm(nn.Module):
             return (x.astype(dtype) * factor[None, None, None] + offset[None, None, None]).astype(x.dtype)
 
         grouped = x.astype(dtype).reshape(groups, -1, *x.shape[1:])
-        mean = self._across_devices(grouped.mean((1, 2, 3)))  # [G, C]
+        mean = checkpoint_name(self._across_devices(grouped.mean((1, 2, 3))), STATISTICS)  # [G, C]
         centred = grouped - mean[:, None, None, None]
-        var = self._across_devices(jnp.square(centred).mean((1, 2, 3)))  # [G, C]
+        var = checkpoint_name(self._across_devices(jnp.square(centred).mean((1, 2, 3))), STATISTICS)  # [G, C]
         factor = scale.astype(dtype)[None] * jax.lax.rsqrt(var + EPSILON)
         out = centred * factor[:, None, None, None] + bias.astype(dtype)[None, None, None, None]
 

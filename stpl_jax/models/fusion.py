@@ -99,8 +99,10 @@ class Stam(nn.Module):
         return _frames_to_channels(jax.nn.sigmoid(spatial)[:, None] * attended + features)
 
 
-def make_fusion(name, init="random", param_dtype=jnp.float32):
+def make_fusion(name, init="random", param_dtype=jnp.float32, remat=False):
     """Builds a fusion by its name in the paper's Table 4: `stam`, `concat`, `conv1x1` or `add`.
+
+    With `remat`, STAM's maps, many and as large as the features themselves, are not kept for the backward pass.
 
     Raises:
       ValueError: no such fusion.
@@ -109,7 +111,7 @@ def make_fusion(name, init="random", param_dtype=jnp.float32):
         "add": Add,
         "concat": Concat,
         "conv1x1": lambda: Conv1x1(init, param_dtype),
-        "stam": lambda: Stam(param_dtype),
+        "stam": lambda: (nn.remat(Stam) if remat else Stam)(param_dtype),
     }
     if name not in fusions:
         raise ValueError(f"fusion is one of {sorted(fusions)}, found {name!r}.")

@@ -7,10 +7,17 @@ one is a table of names.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from stpl_jax.models.batch_norm import GroupedBatchNorm
+from stpl_jax.models.batch_norm import STATISTICS, GroupedBatchNorm
 from stpl_jax.ops.convolution import convolve
+
+CONVOLUTION = "convolution"
+# By `ResNet.remat`: names of values that are kept for the backward pass, and how many blocks are computed again from
+# the input of the first. With convolutions kept, only normalisation, ReLU and sum lead from one block to the next.
+REMAT = {"none": None, "blocks": ((), 1), "convolutions": ((CONVOLUTION, STATISTICS), 4)}
 
 
 def max_pool_ceil(x):
@@ -42,7 +49,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x, groups, averaged):
         def conv(name, features, kernel, stride=1, dilation=1):
-            return nn.Conv(
+            layer = nn.Conv(
                 features,
                 (kernel, kernel),
                 strides=stride,
@@ -55,6 +62,7 @@ class Bottleneck(nn.Module):
                 conv_general_dilated=convolve,
                 name=name,
             )
+            return lambda x: checkpoint_name(layer(x), CONVOLUTION)
 
         def norm(name, y):
             return GroupedBatchNorm(self.sync_axis, self.param_dtype, name=name)(y, groups, averaged)
@@ -76,8 +84,9 @@ class ResNet(nn.Module):
       widths: inner width of each stage's blocks; a stage has `expansion` times as many channels.
       strides, dilations: of each stage.
       stem_width, stem_kernel, stem_pool: the first convolution (stride 2), and whether max-pooling follows.
-      remat: compute each block's inner values again in the backward pass instead of keeping them: a third more
-        arithmetic, a fraction of the memory.
+      remat: what the backward pass computes again. `none`: nothing. `blocks`: all but each block's input; a third more
+        arithmetic, the least memory. `convolutions`: all but the results of convolutions and batch statistics; hardly
+        more arithmetic, half the memory of `none`.
     """
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
@@ -88,7 +97,7 @@ class ResNet(nn.Module):
     stem_width: int = 64
     stem_kernel: int = 7
     stem_pool: bool = True
-    remat: bool = False
+    remat: str = "none"
     sync_axis: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -103,27 +112,48 @@ class ResNet(nn.Module):
 
         Returns:
           The last two stages' features, `[G·B, h, w, C3]` and `[G·B, h, w, C4]`.
+
+        Raises:
+          ValueError: no such `remat`.
         """
-        stem = nn.Conv(
-            self.stem_width,
-            (self.stem_kernel, self.stem_kernel),
-            strides=2,
-            padding=self.stem_kernel // 2,
-            use_bias=False,
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="conv1",
-        )
-        x = nn.relu(GroupedBatchNorm(self.sync_axis, self.param_dtype, name="bn1")(stem(images), groups, averaged))
-        if self.stem_pool:
-            x = max_pool_ceil(x)
-        block = nn.remat(Bottleneck, static_argnums=(2, 3)) if self.remat else Bottleneck
-        stages = []
-        for s, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
-            for b in range(blocks):
-                x = block(
-                    width=width,
+        if self.remat not in REMAT:
+            raise ValueError(f"model.backbone.remat is one of {', '.join(REMAT)}; found {self.remat!r}.")
+        names, together = REMAT[self.remat] or ((), 1)
+
+        def run(layers, x):
+            """Applies functions of (module, x) one after another, as one part to be computed again."""
+
+            def apply(module, x):
+                for layer in layers:
+                    x = layer(module, x)
+                return x
+
+            if REMAT[self.remat]:
+                apply = nn.remat(apply, policy=jax.checkpoint_policies.save_only_these_names(*names))
+            return apply(self, x)
+
+        def stem(module, x):
+            del module
+            layer = nn.Conv(
+                self.stem_width,
+                (self.stem_kernel, self.stem_kernel),
+                strides=2,
+                padding=self.stem_kernel // 2,
+                use_bias=False,
+                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name="conv1",
+            )
+            norm = GroupedBatchNorm(self.sync_axis, self.param_dtype, name="bn1")
+            x = nn.relu(norm(checkpoint_name(layer(x), CONVOLUTION), groups, averaged))
+            return max_pool_ceil(x) if self.stem_pool else x
+
+        def block(s, b):
+            def layer(module, x):
+                del module
+                return Bottleneck(
+                    width=self.widths[s],
                     expansion=self.expansion,
                     stride=self.strides[s] if b == 0 else 1,
                     dilation=self.dilations[s],
@@ -133,5 +163,13 @@ class ResNet(nn.Module):
                     param_dtype=self.param_dtype,
                     name=f"layer{s + 1}_{b}",
                 )(x, groups, averaged)
+
+            return layer
+
+        x = run([stem], images)
+        stages = []
+        for s, count in enumerate(self.blocks):
+            for first in range(0, count, together):
+                x = run([block(s, b) for b in range(first, min(first + together, count))], x)
             stages.append(x)
         return stages[-2], stages[-1]

@@ -25,7 +25,7 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.model.classifier_dilations = (1, 2)
-    config.model.backbone.update(dict(stem_kernel=3, stem_pool=False, remat=False))
+    config.model.backbone.update(dict(stem_kernel=3, stem_pool=False, remat="none"))
     config.data.target.size = (32, 64)
     return config
 """

@@ -69,7 +69,7 @@ def one_thread():
 def make_config(case):
     config = base.get_config()
     config.model.classifier_dilations = CLASSIFIER
-    config.model.backbone.update(BACKBONE | {"remat": False})
+    config.model.backbone.update(BACKBONE | {"remat": "none"})
     config.batch_norm.average_over = case.average_over
     config.methods.stpl.fusion = case.fusion
     config.methods.stpl.projection.update({"hidden": HIDDEN, "dim": DIM})
