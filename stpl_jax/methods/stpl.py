@@ -50,8 +50,10 @@ class STPL(Method):
             raise ValueError(f"num_frames is 2 or more, found {self.num_frames}.")
         earlier = range(1, self.num_frames)
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
-        remat = config.model.backbone.remat != "none"
-        self.fusion = make_fusion(self.settings.fusion, self.settings.fusion_init, segmenter.param_dtype, remat)
+        self.remat = config.model.backbone.remat
+        self.fusion = make_fusion(
+            self.settings.fusion, self.settings.fusion_init, segmenter.param_dtype, self.remat != "none"
+        )
         head = self.settings.projection
         self.projection = Projection(head.hidden, head.dim, head.init, segmenter.param_dtype)
         self.augment_settings = AugmentSettings(**self.settings.augment)
@@ -141,13 +143,16 @@ class STPL(Method):
         return self.fusion.apply({"params": network["fusion"]}, jnp.stack([*earlier, features[0]], 1))
 
     def contrast(self, network, queries, keys, index, labels, mask):
-        """Projects, picks the confident pixels and contrasts: equation 4 on each clip, averaged over clips."""
+        """Picks the confident pixels, projects and contrasts: equation 4 on each clip, averaged over clips."""
 
         def project(features):
-            projected = self.projection.apply({"params": network["projection"]}, features)
-            pixels = projected.reshape(projected.shape[0], -1, projected.shape[-1])
-            return jnp.take_along_axis(pixels, index[..., None], 1)
+            # H works on each pixel by itself, so that those that do not take part need not pass it.
+            pixels = features.reshape(features.shape[0], -1, features.shape[-1])
+            picked = jnp.take_along_axis(pixels, index[..., None], 1)[:, None]  # [B, 1, N, C]
+            return self.projection.apply({"params": network["projection"]}, picked)[:, 0]
 
+        if self.remat == "blocks":
+            project = jax.checkpoint(project)
         settings = self.settings.contrast
         queries = project(queries)  # [B, N, D]
         keys = project(keys)
