@@ -8,17 +8,20 @@ It is the step that main.py trains with: the configuration's method, network, op
 donated. For each number of clips on a chip it prints operations, bytes of temporaries, arguments and outputs, bytes
 all-reduced, and the time to compile; without --clips it looks for the largest number that fits the chip's memory. From
 published figures of the chip follows the share of a step that the all-reduce takes at most. Needs libtpu, see
-requirements-tpu-compile.txt. Writes benchmarks/results/compile_<topology>.json.
+requirements-tpu-compile.txt. Writes benchmarks/results/compile_<topology>.json; what an earlier call on the same
+commit found stays in it.
 
 Operations are those that the compiler counts in one run of the program; the body of a loop counts once.
 """
 
 import importlib.util
 import itertools
+import json
 import os
 import re
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +235,8 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
         "programs": [],
         "largest": [],
     }
+    name = f"compile_{topology.replace(':', '_')}"
+    earlier = earlier_programs(Path(folder) / f"{name}.json", content)
     progress(f"{topology}: {len(devices)} × {devices[0].device_kind}, {config.method}, frames {content['size']}")
     print_row(COLUMNS)
     print_row(["---"] * len(COLUMNS))
@@ -247,7 +252,7 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
             if "flops" in found:
                 found["scaling"] = scaling(chip, sides, found["flops"], found["bytes_all_reduced"])
             content["programs"].append(found)
-            measure.write(f"compile_{topology.replace(':', '_')}", content, folder)
+            measure.write(name, content | {"programs": merged(earlier, content["programs"])}, folder)
             print_row(table_row(*setting.values(), found))
             return "flops" in found
 
@@ -261,7 +266,38 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
     for found in content["programs"]:
         if "scaling" in found:
             progress(f"{found['dtype']}, remat {found['remat']}, " + scaling_text(chip, found))
-    return measure.write(f"compile_{topology.replace(':', '_')}", content, folder)
+    return measure.write(name, content | {"programs": merged(earlier, content["programs"])}, folder)
+
+
+def earlier_programs(path, content):
+    """Reads the programs of an earlier call on the same commit, with the same versions and the same settings.
+
+    Each takes minutes to compile, so that a call for another number of clips must not forget them.
+
+    Args:
+      path: of the JSON, which need not be there.
+      content: of this call.
+
+    Returns:
+      List of programs, as the JSON holds them.
+    """
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    varying = ("programs", "largest")
+    # By way of JSON, which knows no tuples.
+    same = all(found.get(key) == json.loads(json.dumps(value)) for key, value in content.items() if key not in varying)
+    return found["programs"] if same else []
+
+
+def merged(earlier, programs):
+    """Puts programs behind earlier ones, in place of those with the same type, rematerialisation and clips."""
+
+    def setting(program):
+        return program["dtype"], program["remat"], program["clips"]
+
+    new = {setting(program) for program in programs}
+    return [program for program in earlier if setting(program) not in new] + programs
 
 
 def define_flags():

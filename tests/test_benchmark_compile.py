@@ -233,6 +233,22 @@ def test_table_and_json(monkeypatch, tmp_path, capsys):
     assert "1.50 ms" in printed and "3.00 ms" in printed and "(1,600 Gbit/s together)" in printed
 
 
+def test_an_earlier_call_on_the_same_commit_is_not_forgotten(monkeypatch, tmp_path):
+    device = types.SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
+    monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+    commits = iter("aab")
+    monkeypatch.setattr(compile_for.measure, "machine", lambda: {"commit": next(commits)})
+
+    def counts(*clips):
+        compile_for.main(["x", "--topology=v5e:2x2", f"--clips={','.join(map(str, clips))}", f"--out={tmp_path}"])
+        return [x["clips"] for x in json.loads((tmp_path / "compile_v5e_2x2.json").read_text())["programs"]]
+
+    assert counts(1, 2) == [1, 2]
+    assert counts(2, 4) == [1, 2, 4]
+    assert counts(3) == [3], "another commit"
+
+
 def test_other_failures_of_the_compiler_are_not_called_a_lack_of_memory(monkeypatch):
     def fail(self):
         raise jax.errors.JaxRuntimeError("INTERNAL: out of ideas")

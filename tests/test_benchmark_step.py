@@ -159,6 +159,19 @@ def test_two_steps_as_ours(reading, tiny_config, tiny_segmenter, tiny_variables,
                 torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10, msg=f"{form}: {name}")
 
 
+def keep_outputs(one):
+    """Has a step keep the features that it computes in the list that is returned."""
+    compute, outputs = one.features, []
+
+    def features(images):
+        computed = compute(images)
+        outputs.append(computed.detach())
+        return computed
+
+    one.features = features
+    return outputs
+
+
 @pytest.mark.parametrize(("form", "count"), [("best", 3), ("best, frame by frame", 4)])
 def test_best_is_near_plain_and_compiles_once(form, count, tiny_config, monkeypatch):
     config, graphs, compiler = make_case(tiny_config, "embedded"), [], torch.compile
@@ -171,16 +184,23 @@ def test_best_is_near_plain_and_compiles_once(form, count, tiny_config, monkeypa
     def compile_eagerly(function, mode, dynamic):
         return compiler(function, backend=backend, fullgraph=True, dynamic=dynamic)
 
+    torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", compile_eagerly)
-    plain, best = (TorchStep(config, CLASSES, FORMS[name], "cpu") for name in ("plain", form))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain, best = (TorchStep(config, CLASSES, FORMS[name], "cpu") for name in ("plain", form))
     best.network.load_state_dict(plain.network.state_dict())
-    features, outputs = best.features, []
-    best.features = lambda images: outputs.append(features(images)) or outputs[-1]
-    batches = [as_tensors(step_forms.make_clips(config, 2, seed)) for seed in range(6)]
-    found, expected = float(best(batches[0])), float(plain(batches[0]))
-    assert 0 < abs(found - expected) < 0.03 * expected
-    assert len(outputs) == (1 if best.form.batched else 4)
-    assert all(x.dtype == torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last) for x in outputs)
+    outputs = {one: keep_outputs(one) for one in (plain, best)}
+    batches = [as_tensors(step_forms.make_clips(config, 2, number)) for number in range(6)]
+    for one in (plain, best):
+        one(batches[0])
+    assert (len(outputs[plain]), len(outputs[best])) == (4, 1 if best.form.batched else 4)
+    assert all(x.dtype == torch.bfloat16 for x in outputs[best])
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in outputs[best])
+    # Each number is rounded to 8 bits, 14 layers deep. The loss says less: rounding moves pixels across the cut.
+    expected, found = (torch.cat(outputs[one]).double() for one in (plain, best))
+    error = ((found - expected).norm() / expected.norm()).item()
+    assert 1e-4 < error < 0.05  # 0.024 to 0.030 by the weights' seed
     for batch in batches[1:]:
         best(batch)
     assert len(graphs) == count, "features, for the running averages' sake twice frame by frame; head; jitter"

@@ -17,7 +17,7 @@ from stpl_jax.ops.convolution import convolve
 CONVOLUTION = "convolution"
 # By `ResNet.remat`: names of values that are kept for the backward pass, and how many blocks are computed again from
 # the input of the first. With convolutions kept, only normalisation, ReLU and sum lead from one block to the next.
-REMAT = {"none": None, "blocks": ((), 1), "convolutions": ((CONVOLUTION, STATISTICS), 4)}
+REMAT = {"none": None, "blocks": ((), 2), "convolutions": ((CONVOLUTION, STATISTICS), 4)}
 
 
 def max_pool_ceil(x):
@@ -84,9 +84,9 @@ class ResNet(nn.Module):
       widths: inner width of each stage's blocks; a stage has `expansion` times as many channels.
       strides, dilations: of each stage.
       stem_width, stem_kernel, stem_pool: the first convolution (stride 2), and whether max-pooling follows.
-      remat: what the backward pass computes again. `none`: nothing. `blocks`: all but each block's input; a third more
-        arithmetic, the least memory. `convolutions`: all but the results of convolutions and batch statistics; hardly
-        more arithmetic, half the memory of `none`.
+      remat: what the backward pass computes again. `none`: nothing. `blocks`: all but every second block's input; a
+        third more arithmetic, the least memory. `convolutions`: all but the results of convolutions and batch
+        statistics; hardly more arithmetic, half the memory of `none`.
     """
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
