@@ -114,7 +114,7 @@ def reference(params, stats, batch, flows, weight=0.001, source_free=False, prop
                 seen[group, domain] = torch.softmax(scores, -1)
         cross = 0.0
         for group, (classifier, _, other) in GROUPS.items():
-            fixed = torch_video.detached(params[group])
+            fixed = torch_patch.detached(params[group])
             factor = 1.0 if classifier == "main" else 0.2
             cross = cross + factor * torch_video.judge(fixed, seen[group, "target"], SOURCE)
             told = [
@@ -128,9 +128,9 @@ def reference(params, stats, batch, flows, weight=0.001, source_free=False, prop
             ]
             losses[group] = sum(told) / 2 + weight * sum(similar) / len(similar)
         losses["network"] = sources + weight * (consistency + cross)
-    sum(losses.values()).backward()
+    gradients = torch_patch.gradients(sum(losses.values()), params)
     values = {group: loss.item() for group, loss in losses.items()}
-    return values, torch_patch.gradients(params), network.averages, shares
+    return values, gradients, network.averages, shares
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from loss_checks import close, losses_and_gradients
 from patch_network import PatchNetwork
-from torch_reference import torch_patch_network as reference
+from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
 
 from stpl_jax.methods import make_method
@@ -43,8 +43,8 @@ def restyled(source, target, beta):
     assert reach == 2
     rows, columns = (slice(n // 2 - reach, n // 2 + reach + 1) for n in (height, width))
     for b, t, c in np.ndindex(*out.shape[:2], 3):
-        style = torch.as_tensor(target["frames"][b, 0, None, None, :, :, c]).double()
-        style = reference.enlarged(style, (height, width))[0, 0].numpy()
+        style = torch.as_tensor(target["frames"][b, 0, None, :, :, c, None]).double()
+        style = torch_video.resize(style, (height, width))[0, ..., 0].numpy()
         spectrum = np.fft.fftshift(np.fft.fft2(source["frames"][b, t, :, :, c]))
         amplitude = np.abs(spectrum)
         amplitude[rows, columns] = np.abs(np.fft.fftshift(np.fft.fft2(style)))[rows, columns]
@@ -55,18 +55,19 @@ def restyled(source, target, beta):
 
 
 def expected(variables, batch, settings):
-    params, stats = reference.to_torch(variables["params"], True), reference.to_torch(variables["batch_stats"])
+    params = torch_patch.trainable(variables["params"])
+    network = torch_video.Network(params, variables["batch_stats"])
     source, target = batch["source"], batch["target"]
-    plain, _ = reference.clip_scores(params, stats, reference.frames_of(source), source["flow"])
-    scores, stats = reference.clip_scores(params, stats, restyled(source, target, settings.beta), source["flow"])
-    supervised = reference.label_loss(scores, source["label"])
-    assert abs(supervised - reference.label_loss(plain, source["label"])) > 1e-3, "the swap changes nothing"
-    scores, stats = reference.clip_scores(params, stats, reference.frames_of(target), target["flow"])
-    p = torch.softmax(scores.main, 1)
-    entropy = -(p * torch.log(p)).sum(1) / np.log(5)
+    plain = network.clip_scores(source["frames"], source["flow"], averaged=False)
+    scores = network.clip_scores(restyled(source, target, settings.beta), source["flow"])
+    supervised = torch_video.label_loss(scores, source["label"])
+    assert abs(supervised - torch_video.label_loss(plain, source["label"])) > 1e-3, "the swap changes nothing"
+    _, main = network.clip_scores(target["frames"], target["flow"])
+    p = torch.softmax(main, -1)
+    entropy = -(p * torch.log(p)).sum(-1) / np.log(5)
     penalty = ((entropy**2 + 1e-8) ** settings.entropy_power).mean()
     loss = supervised + settings.entropy_weight * penalty
-    return loss, reference.gradients(loss, params), stats
+    return loss, torch_patch.gradients(loss, params), network.averages
 
 
 def test_loss_gradient_and_running_averages(x64, fda_config, drawn_variables, to_float64, batch):

@@ -8,7 +8,7 @@ import torch
 from loss_checks import close, losses_and_gradients
 from patch_network import PatchNetwork
 from torch.nn import functional as F
-from torch_reference import torch_patch_network as reference
+from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
 
 from stpl_jax.methods import make_method, pixmatch
@@ -67,23 +67,21 @@ def perturbed(target, labels):
 
 
 def expected(variables, batch, weight):
-    params, stats = reference.to_torch(variables["params"], True), reference.to_torch(variables["batch_stats"])
+    params = torch_patch.trainable(variables["params"])
+    network = torch_video.Network(params, variables["batch_stats"])
     source, target = batch["source"], batch["target"]
-    scores, stats = reference.clip_scores(params, stats, reference.frames_of(source), source["flow"])
-    loss = reference.label_loss(scores, source["label"])
+    loss = torch_video.label_loss(network.clip_scores(source["frames"], source["flow"]), source["label"])
 
-    with torch.no_grad():
-        scores, stats = reference.clip_scores(params, stats, reference.frames_of(target), target["flow"])
-        main, auxiliary = (torch.softmax(reference.enlarged(s, TARGET), 1) for s in (scores.main, scores.auxiliary))
-        labels = main.argmax(1), ((main + auxiliary) / 2).argmax(1)
+    scores = network.clip_scores(target["frames"], target["flow"])
+    auxiliary, main = (torch.softmax(torch_video.resize(s.detach(), TARGET), -1) for s in scores)
+    labels = main.argmax(-1), ((main + auxiliary) / 2).argmax(-1)
     assert (labels[0] != labels[1]).any() and all(len(torch.unique(y)) > 2 for y in labels)
     frames, flow, (on_main, on_auxiliary) = perturbed(target, labels)
-    scores, _ = reference.clip_scores(params, stats, frames, flow)
-    consistency = F.cross_entropy(reference.enlarged(scores.main, CROP), on_main) + 0.1 * F.cross_entropy(
-        reference.enlarged(scores.auxiliary, CROP), on_auxiliary
-    )
+    scores = network.clip_scores(frames, flow, averaged=False)
+    auxiliary, main = (torch_video.resize(s, CROP) for s in scores)
+    consistency = torch_video.cross_entropy(main, on_main) + 0.1 * torch_video.cross_entropy(auxiliary, on_auxiliary)
     total = loss + weight * consistency
-    return total, reference.gradients(total, params), stats  # of clean frames alone
+    return total, torch_patch.gradients(total, params), network.averages
 
 
 def test_loss_gradient_and_running_averages(x64, pixmatch_config, drawn_variables, to_float64, batch, monkeypatch):

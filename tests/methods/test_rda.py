@@ -8,7 +8,7 @@ import torch
 from loss_checks import close, losses_and_gradients
 from patch_network import PatchNetwork
 from torch.nn import functional as F
-from torch_reference import torch_patch_network as reference
+from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
 
 from stpl_jax.methods import make_method
@@ -40,7 +40,7 @@ def batch(clips):
 
 
 def discriminator(layers, scores, size):
-    p = torch.softmax(reference.enlarged(scores, size), 1)
+    p = torch.softmax(torch_video.resize(scores, size), -1).permute(0, 3, 1, 2).contiguous()
     x = -p * torch.log2(p) / np.log2(p.shape[1])
     for number in range(1, 6):
         layer = layers[f"conv{number}"]
@@ -67,8 +67,8 @@ def rings(size):
 
 def attack(gate, source, target):
     """Attacked frames and the amplitude moved in bands 2 to 15; gradients reach the gate's parameters."""
-    frames = reference.frames_of(target).movedim(-1, 2)  # [B, T, 3, H, W]
-    style = reference.enlarged(reference.frames_of(source)[:, 0].movedim(-1, 1), TARGET)[:, None]
+    frames = torch.as_tensor(target["frames"]).double().movedim(-1, 2)  # [B, T, 3, H, W]
+    style = torch_video.resize(torch.as_tensor(source["frames"][:, 0]).double(), TARGET).movedim(-1, 1)[:, None]
     spectrum = torch.fft.fft2(frames)
     amplitude, style, masks = spectrum.abs(), torch.fft.fft2(style).abs(), rings(TARGET)
     assert (masks.sum(0) == 1).all()
@@ -92,39 +92,43 @@ def attack(gate, source, target):
 
 def expected(values, stats, batch):
     """Losses and gradients, one backward pass for each of the three."""
-    values, stats = reference.to_torch(values, True), reference.to_torch(stats)
-    network, judges, gate = values["network"]["segmenter"], values["discriminator"], values["attacker"]
-    fixed_network, fixed_judges = reference.detached(network), reference.detached(judges)
+    values = torch_patch.trainable(values)
+    judges, gate = values["discriminator"], values["attacker"]
+    network = torch_video.Network(values["network"]["segmenter"], stats)
+    fixed_network = torch_video.Network(torch_patch.detached(network.params), stats)
+    fixed_judges = torch_patch.detached(judges)
     source, target = batch["source"], batch["target"]
     images, content = attack(gate, source, target)
-    names = ("main", "auxiliary")
+    names = ("auxiliary", "main")
 
-    on_source, stats = reference.clip_scores(network, stats, reference.frames_of(source), source["flow"])
-    on_target, stats = reference.clip_scores(network, stats, reference.frames_of(target), target["flow"])
+    on_source = network.clip_scores(source["frames"], source["flow"])
+    on_target = network.clip_scores(target["frames"], target["flow"])
 
     def on_attacked(network, images):
         """What the network is to lower on attacked clips, and the gate to raise."""
-        scores, _ = reference.clip_scores(network, stats, images, target["flow"])
+        scores = network.clip_scores(images, target["flow"], averaged=False)
         total = 0
-        for name in names:
-            attacked, clean = (torch.softmax(getattr(s, name), 1) for s in (scores, on_target))
-            total = total + CONSISTENCY[name] * F.l1_loss(attacked, clean.detach())
-            total = total + ADVERSARIAL[name] * says(fixed_judges[name], getattr(scores, name), TARGET, 0.0)
+        for name, attacked, clean in zip(names, scores, on_target, strict=True):
+            difference = F.l1_loss(torch.softmax(attacked, -1), torch.softmax(clean, -1).detach())
+            total = total + CONSISTENCY[name] * difference
+            total = total + ADVERSARIAL[name] * says(fixed_judges[name], attacked, TARGET, 0.0)
         return total
 
     attacked = on_attacked(network, images.detach())
-    aligned = sum(ADVERSARIAL[n] * says(fixed_judges[n], getattr(on_target, n), TARGET, 0.0) for n in names)
+    aligned = sum(
+        ADVERSARIAL[n] * says(fixed_judges[n], scores, TARGET, 0.0) for n, scores in zip(names, on_target, strict=True)
+    )
     losses = {
-        "network": reference.label_loss(on_source, source["label"]) + aligned + attacked,
+        "network": torch_video.label_loss(on_source, source["label"]) + aligned + attacked,
         "discriminator": sum(
-            says(judges[n], getattr(on_source, n).detach(), SOURCE, 0.0) / 2
-            + says(judges[n], getattr(on_target, n).detach(), TARGET, 1.0) / 2
-            for n in names
+            says(judges[n], of_source.detach(), SOURCE, 0.0) / 2 + says(judges[n], of_target.detach(), TARGET, 1.0) / 2
+            for n, of_source, of_target in zip(names, on_source, on_target, strict=True)
         ),
         "attacker": CONTENT * content - on_attacked(fixed_network, images),
     }
     assert attacked > 0.02 and CONTENT * content > 1e-3
-    return losses, {group: reference.gradients(losses[group], values[group]) for group in losses}, stats
+    gradients = {group: torch_patch.gradients(losses[group], values[group]) for group in losses}
+    return losses, gradients, network.averages
 
 
 def test_losses_gradients_and_running_averages(x64, rda_config, drawn_variables, to_float64, batch):

@@ -125,8 +125,7 @@ def reference(params, stats, batch, draws, source_free, clean):
         back, seen = scaled_back(scores, draws)
         terms.append(torch_video.cross_entropy(back, np.where(seen, classes, 255)))
     loss = supervised + WEIGHT * (terms[1] + 0.1 * terms[0])
-    loss.backward()
-    return loss.item(), torch_patch.gradients(params), network.averages, (labels, seen)
+    return loss.item(), torch_patch.gradients(loss, params), network.averages, (labels, seen)
 
 
 @pytest.fixture(scope="module")

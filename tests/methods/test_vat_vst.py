@@ -85,7 +85,7 @@ def reference(params, stats, batch, flows, first, source_free):
         }
         adversarial, losses = 0.0, {}
         for group, number in GROUPS.items():
-            fooled = torch_video.judge(torch_video.detached(params[group]), seen[group, "target"], SOURCE)
+            fooled = torch_video.judge(torch_patch.detached(params[group]), seen[group, "target"], SOURCE)
             adversarial = adversarial + (1.0 if number else 0.2) * fooled
             losses[group] = (
                 torch_video.judge(params[group], seen[group, "source"].detach(), SOURCE)
@@ -98,10 +98,10 @@ def reference(params, stats, batch, flows, first, source_free):
         auxiliary, main = (torch_video.cross_entropy(scores, labels) for scores in fused)
         losses = {"network": main + 0.1 * auxiliary}
         losses |= {} if source_free else {group: torch.zeros(()) for group in GROUPS}
-    sum(losses.values()).backward()
+    gradients = torch_patch.gradients(sum(losses.values()), params)
     values = {group: np.float64(loss.item()) for group, loss in losses.items()}
     shares = (labels != 255).mean(), (unsure != 255).mean()
-    return values, torch_patch.gradients(params), network.averages, shares
+    return values, gradients, network.averages, shares
 
 
 @pytest.fixture(scope="module")

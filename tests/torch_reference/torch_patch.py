@@ -15,9 +15,17 @@ def trainable(tree):
     return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), requires_grad=True), tree)
 
 
-def gradients(tree):
-    """Gradients of PyTorch's leaves as numpy; zeros where none came."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy(), tree)
+def detached(tree):
+    """The same values without a path for gradients."""
+    return jax.tree.map(lambda leaf: leaf.detach(), tree)
+
+
+def gradients(loss, tree):
+    """Gradient of a scalar with respect to every leaf, as numpy; zeros where none comes."""
+    leaves, structure = jax.tree.flatten(tree)
+    found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    found = [np.zeros(leaf.shape) if g is None else g.numpy() for g, leaf in zip(found, leaves, strict=True)]
+    return jax.tree.unflatten(structure, found)
 
 
 def dense(layer, x):
@@ -29,13 +37,14 @@ def dense(layer, x):
 def features(params, frame):
     """One frame `[B, H, W, 3]` to auxiliary and main features `[B, h, w, C]`, and its mean and unbiased variance."""
     clips, height, width, _ = frame.shape
-    patches = torch.tensor(np.array(frame), dtype=torch.float64).reshape(clips, height // 4, 4, width // 4, 4, 3)
+    frame = (frame if torch.is_tensor(frame) else torch.tensor(np.array(frame))).double()
+    patches = frame.reshape(clips, height // 4, 4, width // 4, 4, 3)
     patches = patches.permute(0, 1, 3, 2, 4, 5).reshape(clips, height // 4, width // 4, 48)
     flat = patches.reshape(-1, 48)
     norm = params["norm"]
     x = F.batch_norm(flat, None, None, norm["scale"], norm["bias"], training=True, eps=1e-5).reshape(patches.shape)
     auxiliary = torch.tanh(dense(params["first"], x))
-    statistics = {"mean": flat.mean(0).numpy(), "var": flat.var(0, unbiased=True).numpy()}
+    statistics = {"mean": flat.mean(0).detach().numpy(), "var": flat.var(0, unbiased=True).detach().numpy()}
     return auxiliary, torch.tanh(dense(params["second"], auxiliary)), statistics
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch_reference import torch_patch
+from torch_reference.torch_accel import resize_flow
 
 torch.set_num_threads(1)
 
@@ -31,6 +32,13 @@ class Network:
             torch.cat([now, warp(before.detach(), flow)], -1) @ kernel
             for now, before in zip(current, earlier, strict=True)
         )
+
+    def clip_scores(self, frames, flow, averaged=True):
+        """Fused (auxiliary, main) of clips `[B, T, H, W, 3]`, newest frame first, along `[B, P, H, W, 2]` as stored."""
+        current = self.scores(frames[:, 0], averaged=averaged)
+        earlier = self.scores(frames[:, 1], gradient=False, averaged=averaged)
+        flow = torch.as_tensor(np.asarray(flow[:, 0], np.float64)).permute(0, 3, 1, 2) / 10
+        return self.fused(current, earlier, resize_flow(flow, current[0].shape[1:3]).permute(0, 2, 3, 1))
 
 
 def warp(x, flow):
@@ -68,10 +76,3 @@ def judge(params, maps, label):
     hidden = torch.tanh(patches @ params["first"]["kernel"] + params["first"]["bias"])
     x = hidden @ params["second"]["kernel"] + params["second"]["bias"]
     return F.binary_cross_entropy_with_logits(x, torch.full_like(x, float(label)))
-
-
-def detached(tree):
-    """The same values without a path for gradients."""
-    if isinstance(tree, dict):
-        return {name: detached(branch) for name, branch in tree.items()}
-    return tree.detach()
