@@ -1,7 +1,7 @@
 """Compiles the pmapped train step for a TPU topology, with no TPU attached, and says what the step takes there.
 
     python -m benchmarks.compile_for --topology=v5e:2x2 --config=configs/viper.py
-    python -m benchmarks.compile_for --topology=v5e:2x2 --config=configs/viper.py --remat=blocks --clips=1,4
+    python -m benchmarks.compile_for --topology=v5e:2x2 --config=configs/viper.py --remat=narrow --clips=1,4
     python -m benchmarks.compile_for --topology=v6e:16x16 --config=configs/viper.py --config.method=tps --clips=1
 
 It is the step that main.py trains with: the configuration's method, network, optimiser and frame size, the state
@@ -315,7 +315,7 @@ def define_flags():
     flags.DEFINE_integer("limit", 32, "Most clips on a chip to try.", lower_bound=1, flag_values=values)
     flags.DEFINE_list("dtype", [], "Of the backbone's arithmetic, commas between; default config.model.dtype.", values)
     flags.DEFINE_list(
-        "remat", [], "As --dtype, in place of config.model.backbone.remat: none, convolutions, blocks.", values
+        "remat", [], "As --dtype, in place of config.model.backbone.remat: none, convolutions, narrow.", values
     )
     flags.DEFINE_string("out", str(measure.RESULTS), "Folder for the JSON.", values)
     flags.DEFINE_boolean("help", False, "Prints this.", values)

@@ -90,7 +90,7 @@ def get_config():
             stem_width=64,
             stem_kernel=7,
             stem_pool=True,
-            remat="convolutions",  # what is computed again for the backward pass: none, convolutions (all else), blocks
+            remat="convolutions",  # what is computed again for the backward pass: none, convolutions (all else), narrow
         )
     )
 

@@ -31,7 +31,7 @@ def test_missing_files_are_named(tmp_path):
 def test_figures_are_in_their_columns():
     program = {
         "dtype": "bfloat16",
-        "remat": "blocks",
+        "remat": "narrow",
         "clips": 4,
         "flops_per_clip": 8.5e12,
         "temporaries": 3 * 2**30,
@@ -51,6 +51,6 @@ def test_figures_are_in_their_columns():
     content = {"machine": machine, "topology": "v5e:2x2", "chips": 4, "programs": [program, failed]}
     lines = performance.compiled([content]).splitlines()
     assert lines[0] == "Some CPU, 2 cores; jax 0.1; commit 0123456."
-    assert "| v5e:2x2 (4) | bfloat16 | blocks | 4 | 8.50 | 3.00 | 4.00 | 2 | 1.50 | 1.23% | 60 |" in lines
+    assert "| v5e:2x2 (4) | bfloat16 | narrow | 4 | 8.50 | 3.00 | 4.00 | 2 | 1.50 | 1.23% | 60 |" in lines
     assert "| v5e:2x2 (4) | float32 | none | 8 |  | Used 17G of 15G |  |  |  |  | 9 |" in lines
     assert len({line.count("|") for line in lines[2:]}) == 1

@@ -151,8 +151,6 @@ class STPL(Method):
             picked = jnp.take_along_axis(pixels, index[..., None], 1)[:, None]  # [B, 1, N, C]
             return self.projection.apply({"params": network["projection"]}, picked)[:, 0]
 
-        if self.remat == "blocks":
-            project = jax.checkpoint(project)
         settings = self.settings.contrast
         queries = project(queries)  # [B, N, D]
         keys = project(keys)

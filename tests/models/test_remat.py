@@ -9,11 +9,11 @@ from stpl_jax.models.accel import initial_variables, make_segmenter
 
 
 def test_gradients_and_running_averages_are_the_same_and_less_is_kept(tiny_config):
-    # Blocks of more than one group of four, so that a stage is cut.
+    # A stage of five blocks, computed again two at a time.
     tiny_config.model.backbone.blocks = (1, 1, 5, 1)
     images = jax.random.uniform(jax.random.key(1), (2, 2, 32, 64, 3)) * 255
     results, kept = {}, {}
-    for remat in ("none", "convolutions", "blocks"):
+    for remat in ("none", "convolutions", "narrow"):
         tiny_config.model.backbone.remat = remat
         segmenter = make_segmenter(tiny_config.model, 5)
         variables = initial_variables(segmenter, jax.random.key(0))
@@ -27,16 +27,16 @@ def test_gradients_and_running_averages_are_the_same_and_less_is_kept(tiny_confi
         results[remat] = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
         _, pull, _ = jax.vjp(loss, variables["params"], has_aux=True)
         kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull))
-    for remat in ("convolutions", "blocks"):
+    for remat in ("convolutions", "narrow"):
         assert jax.tree.structure(results[remat]) == jax.tree.structure(results["none"])
         for a, b in zip(jax.tree.leaves(results[remat]), jax.tree.leaves(results["none"]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    less, least = ((kept[remat] - parameters) / (kept["none"] - parameters) for remat in ("convolutions", "blocks"))
+    less, least = ((kept[remat] - parameters) / (kept["none"] - parameters) for remat in ("convolutions", "narrow"))
     assert least < less < 0.6
 
 
 def test_another_word_is_refused(tiny_config):
     tiny_config.model.backbone.remat = "some"
-    with pytest.raises(ValueError, match="none, blocks, convolutions; found 'some'"):
+    with pytest.raises(ValueError, match="none, convolutions, narrow; found 'some'"):
         initial_variables(make_segmenter(tiny_config.model, 5), jax.random.key(0))
