@@ -26,7 +26,7 @@ def measured_on(content):
     """Says what a result was measured on."""
     machine = content["machine"]
     versions = ", ".join(
-        f"{name} {machine['versions'][name]}" for name in ("jax", "torch") if name in machine["versions"]
+        f"{name} {machine['versions'][name]}" for name in ("jax", "libtpu", "torch") if name in machine["versions"]
     )
     device = "" if machine["device"] == "cpu" else f"{machine['device']}; "
     return f"{device}{machine['cpu']}, {machine['cores']} cores; {versions}; commit {machine['commit'][:7]}"
@@ -126,7 +126,8 @@ def compiled(contents):
                     f"{links['share_of_step']:.2%}",
                 ]
             rows.append([*cells, f"{found['seconds_to_compile']:.0f}"])
-    return "\n\n".join([f"{measured_on(contents[0])}.", markdown(head, rows)])
+    machines = dict.fromkeys(measured_on(content) for content in contents)
+    return "\n\n".join([*(f"{machine}." for machine in machines), markdown(head, rows)])
 
 
 def reading(content):

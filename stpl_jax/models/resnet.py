@@ -4,7 +4,6 @@ Layers carry the names of the public PyTorch checkpoints (`layer1.0.conv1` is `l
 one is a table of names.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,15 +14,18 @@ from jax.ad_checkpoint import checkpoint_name
 from stpl_jax.models.batch_norm import STATISTICS, GroupedBatchNorm
 from stpl_jax.ops.convolution import convolve
 
-# Names of what convolutions give. A block's last one, the expansion, gives two thirds of the values for a quarter of
-# the arithmetic.
-CONVOLUTION, EXPANSION = "convolution", "expansion"
+# Names of what convolutions give: those to more channels than they take, and all others. The former give two thirds of
+# the values for a quarter of the arithmetic.
+WIDENING, CONVOLUTION = "widening", "convolution"
 # By `ResNet.remat`: names of values that are kept for the backward pass.
 REMAT = {
     "none": None,
-    "convolutions": (CONVOLUTION, EXPANSION, STATISTICS),
+    "convolutions": (WIDENING, CONVOLUTION, STATISTICS),
     "narrow": (CONVOLUTION, STATISTICS),
 }
+# Blocks of one stage that are computed again from the input of the first. Fewer keep more inputs, more hold more at
+# once: for six clips of full size, narrow, TPU's compiler wants 25.8 GiB with 4, 24.7 with 8, 24.3 with 12, 28.8 with 23.
+TOGETHER = 8
 
 
 def max_pool_ceil(x):
@@ -76,9 +78,9 @@ class Bottleneck(nn.Module):
         out = self.width * self.expansion
         y = nn.relu(norm("bn1", conv("conv1", self.width, 1, stride=self.stride)(x)))
         y = nn.relu(norm("bn2", conv("conv2", self.width, 3, dilation=self.dilation)(y)))
-        y = norm("bn3", conv("conv3", out, 1, kept=EXPANSION)(y))
+        y = norm("bn3", conv("conv3", out, 1, kept=WIDENING)(y))
         if self.downsample:
-            x = norm("downsample_1", conv("downsample_0", out, 1, stride=self.stride)(x))
+            x = norm("downsample_1", conv("downsample_0", out, 1, self.stride, kept=WIDENING)(x))
         return nn.relu(x + y)
 
 
@@ -91,10 +93,8 @@ class ResNet(nn.Module):
       strides, dilations: of each stage.
       stem_width, stem_kernel, stem_pool: the first convolution (stride 2), and whether max-pooling follows.
       remat: what the backward pass computes again. `none`: nothing. `convolutions`: all but the results of convolutions
-        and batch statistics; hardly more arithmetic. `narrow`: these and the results of each block's last, widening
-        convolution, too; a fifteenth more arithmetic, the least memory. A stage of n blocks is computed again ⌊√n⌋
-        blocks at a time, from the input of the first (Chen et al. 2016, "Training deep nets with sublinear memory
-        cost"): more at a time hold more at once, fewer keep more inputs.
+        and batch statistics; hardly more arithmetic. `narrow`: these and the results of convolutions to more channels;
+        a fifteenth more arithmetic, the least memory.
     """
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
@@ -153,7 +153,7 @@ class ResNet(nn.Module):
                 name="conv1",
             )
             norm = GroupedBatchNorm(self.sync_axis, self.param_dtype, name="bn1")
-            x = nn.relu(norm(checkpoint_name(layer(x), CONVOLUTION), groups, averaged))
+            x = nn.relu(norm(checkpoint_name(layer(x), WIDENING), groups, averaged))
             return max_pool_ceil(x) if self.stem_pool else x
 
         def block(s, b):
@@ -176,8 +176,7 @@ class ResNet(nn.Module):
         x = run([stem], images)
         stages = []
         for s, count in enumerate(self.blocks):
-            together = math.isqrt(count)
-            for first in range(0, count, together):
-                x = run([block(s, b) for b in range(first, min(first + together, count))], x)
+            for first in range(0, count, TOGETHER):
+                x = run([block(s, b) for b in range(first, min(first + TOGETHER, count))], x)
             stages.append(x)
         return stages[-2], stages[-1]

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stpl_jax.models import resnet
 from stpl_jax.models.accel import initial_variables, make_segmenter
 
 
-def test_gradients_and_running_averages_are_the_same_and_less_is_kept(tiny_config):
-    # A stage of five blocks, computed again two at a time.
+def test_gradients_and_running_averages_are_the_same_and_less_is_kept(tiny_config, monkeypatch):
+    monkeypatch.setattr(resnet, "TOGETHER", 2)
     tiny_config.model.backbone.blocks = (1, 1, 5, 1)
     images = jax.random.uniform(jax.random.key(1), (2, 2, 32, 64, 3)) * 255
     results, kept = {}, {}
