@@ -24,7 +24,7 @@ REMAT = {
     "narrow": (CONVOLUTION, STATISTICS),
 }
 # Blocks of one stage that are computed again from the input of the first. Fewer keep more inputs, more hold more at
-# once: for six clips of full size, narrow, TPU's compiler wants 25.8 GiB with 4, 24.7 with 8, 24.3 with 12, 28.8 with 23.
+# once: for six clips of full size a TPU's compiler wants 25.8 GiB with 4, 24.7 with 8, 24.3 with 12, 28.8 with all 23.
 TOGETHER = 8
 
 
