@@ -64,11 +64,11 @@ class Conv1x1(nn.Module):
         inits = {"random": nn.initializers.lecun_normal(), "average": average_frames}
         if self.initial not in inits:
             raise ValueError(f"fusion_init is one of {sorted(inits)}, found {self.initial!r}.")
-        features = features.astype(compute_dtype(features.dtype))
         return nn.Conv(
             features.shape[-1],
             (1, 1),
             kernel_init=inits[self.initial],
+            dtype=features.dtype,
             param_dtype=self.param_dtype,
             conv_general_dilated=convolve,
             name="conv",
@@ -82,21 +82,25 @@ class Stam(nn.Module):
         A_spa = sigmoid(conv7×7([avg, max])), pooled over T and C of A_tem ⊗ z'
         z     = A_spa ⊗ (A_tem ⊗ z') ⊕ z', frames concatenated
 
-    `[B, T, h, w, C]`, earliest frame first, to `[B, h, w, T·C]`.
+    `[B, T, h, w, C]`, earliest frame first, to `[B, h, w, T·C]`. Maps have the features' type; what is pooled, and the
+    attention that follows from it, are float32 or better.
     """
 
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features):
-        features = features.astype(compute_dtype(features.dtype))
-        frames = features.shape[1]
+        dtype, pooled_dtype, frames = features.dtype, compute_dtype(features.dtype), features.shape[1]
+
+        def pool(maps, axes):
+            return maps.mean(axes, dtype=pooled_dtype), _largest(maps, axes).astype(pooled_dtype)
+
         shared = nn.Dense(frames, param_dtype=self.param_dtype, name="temporal")
-        temporal = jax.nn.sigmoid(shared(features.mean((2, 3, 4))) + shared(_largest(features, (2, 3, 4))))  # [B, T]
-        attended = temporal[:, :, None, None, None] * features
-        pooled = jnp.stack([attended.mean((1, 4)), _largest(attended, (1, 4))], -1)  # [B, h, w, 2]
+        temporal = jax.nn.sigmoid(sum(shared(pooled) for pooled in pool(features, (2, 3, 4))))  # [B, T]
+        attended = temporal.astype(dtype)[:, :, None, None, None] * features
+        pooled = jnp.stack(pool(attended, (1, 4)), -1)  # [B, h, w, 2]
         spatial = nn.Conv(1, (7, 7), padding=3, param_dtype=self.param_dtype, name="spatial")(pooled)  # [B, h, w, 1]
-        return _frames_to_channels(jax.nn.sigmoid(spatial)[:, None] * attended + features)
+        return _frames_to_channels(jax.nn.sigmoid(spatial).astype(dtype)[:, None] * attended + features)
 
 
 def make_fusion(name, init="random", param_dtype=jnp.float32, remat=False):

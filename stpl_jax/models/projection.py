@@ -44,8 +44,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        """Projects `[..., h, w, C]` to unit vectors `[..., h, w, D]`, float32 or better."""
-        features = features.astype(compute_dtype(features.dtype))
+        """Projects `[..., h, w, C]`, in their type, to unit vectors `[..., h, w, D]`, float32 or better."""
         channels = features.shape[-1]
         settings = {
             "random": (self.hidden, self.dim, nn.initializers.he_normal(), nn.initializers.lecun_normal()),
@@ -60,6 +59,7 @@ class Projection(nn.Module):
                 width,
                 (1, 1),
                 kernel_init=kernel_init,
+                dtype=features.dtype,
                 param_dtype=self.param_dtype,
                 conv_general_dilated=convolve,
                 name=name,

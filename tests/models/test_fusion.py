@@ -112,6 +112,15 @@ def test_unknown_names():
         make_fusion("conv1x1", "zeros").init(jax.random.key(0), jnp.asarray(frames_of()))
 
 
+@pytest.mark.parametrize("name", ["add", "concat", "conv1x1", "stam"])
+def test_half_precision_stays_half_and_near(name):
+    fusion, features = make_fusion(name), jnp.asarray(frames_of())
+    params = fusion.init(jax.random.key(3), features)
+    out = fusion.apply(params, features.astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), fusion.apply(params, features), rtol=0.02, atol=0.02)
+
+
 def test_stam_gradient_by_finite_differences(x64):
     random = np.random.default_rng(2)
     features, weights = random.normal(size=(1, 2, 3, 4, 2)), random.normal(size=(1, 3, 4, 4))

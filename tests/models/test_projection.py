@@ -53,8 +53,12 @@ def test_zero_vector_stays_zero_with_a_finite_gradient():
 
 
 def test_half_precision_features_give_float32():
-    out, _ = Projection(hidden=8, dim=3).init_with_output(jax.random.key(0), jnp.asarray(features(), jnp.bfloat16))
+    head = Projection(hidden=8, dim=3)
+    expected, params = head.init_with_output(jax.random.key(0), jnp.asarray(features()))
+    out = head.apply(params, jnp.asarray(features(), jnp.bfloat16))
     assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, expected, atol=0.03)
+    assert np.abs(out - expected).max() > 1e-5, "computed in float32"
     np.testing.assert_allclose(np.linalg.norm(out, axis=-1), np.ones((2, 3, 4)), rtol=1e-5)
 
 
