@@ -14,10 +14,8 @@ commit found stays in it.
 Operations are those that the compiler counts in one run of the program; the body of a loop counts once.
 """
 
-import importlib.util
 import itertools
 import json
-import os
 import re
 import sys
 import time
@@ -26,11 +24,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import measure
 from benchmarks.scaling import CHIPS, GIB, UTILISATION, all_reduced_bytes, largest_fitting, scaling
+from benchmarks.tpu_topology import topology_devices
 from stpl_jax import parallel
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables
@@ -38,10 +36,8 @@ from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter
 from stpl_jax.train_state import create_state, make_train_step
 
-HOW_TO_INSTALL = (
-    "Compiling for a TPU needs its compiler, the package libtpu, and no TPU. It is not installed: "
-    "pip install -r requirements-tpu-compile.txt (Linux on x86-64)."
-)
+# What a call adds to the JSON, beside the settings that it was found with.
+FOUND = ("programs", "largest")
 COLUMNS = ("dtype", "remat", "clips", "TFLOP/clip", "temporaries", "arguments", "outputs", "all-reduced", "compiled in")
 
 
@@ -57,25 +53,6 @@ def parse_topology(name):
             f"--topology is a chip ({', '.join(CHIPS)}), a colon and its numbers of chips, v5e:2x2 say; found {name!r}."
         )
     return found[1], tuple(int(side) for side in found[2].split("x"))
-
-
-def topology_devices(name):
-    """Describes the devices of a topology that is not there.
-
-    Raises:
-      SystemExit: libtpu is not installed.
-      ValueError: libtpu knows no such topology.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit(HOW_TO_INSTALL)
-    # Read when libtpu is loaded, below. This machine is no part of a TPU, so that there is no server to ask which part,
-    # and no chip that a second process could take away.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"libtpu describes no topology {name!r}: {error}") from error
 
 
 def batch_shapes(config, needs):
@@ -131,7 +108,7 @@ def measure_program(lowered, clips):
 
     Args:
       lowered: of `lower_step`.
-      clips: on each chip, in one step.
+      clips: on each chip at a time.
 
     Returns:
       `clips`, `flops`, `flops_per_clip`, bytes of `temporaries`, `arguments`, `outputs`, `code`, of `total` (outputs
@@ -236,7 +213,7 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
         "largest": [],
     }
     name = f"compile_{topology.replace(':', '_')}"
-    earlier = earlier_programs(Path(folder) / f"{name}.json", content)
+    earlier = earlier_results(Path(folder) / f"{name}.json", content)
     progress(f"{topology}: {len(devices)} × {devices[0].device_kind}, {config.method}, frames {content['size']}")
     print_row(COLUMNS)
     print_row(["---"] * len(COLUMNS))
@@ -247,12 +224,13 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
 
         def fits(count, settings=settings, setting=setting):
             settings.clips_per_device = count
-            clips = count * settings.optim.accumulate
-            found = setting | measure_program(lower_step(settings, devices), clips)
+            found = setting | measure_program(lower_step(settings, devices), count)
             if "flops" in found:
-                found["scaling"] = scaling(chip, sides, found["flops"], found["bytes_all_reduced"])
+                # The loop over accumulated batches is counted once; what it all-reduces inside, too, which is little.
+                flops = settings.optim.accumulate * found["flops"]
+                found["scaling"] = scaling(chip, sides, flops, found["bytes_all_reduced"])
             content["programs"].append(found)
-            measure.write(name, content | {"programs": merged(earlier, content["programs"])}, folder)
+            measure.write(name, with_earlier(content, earlier), folder)
             print_row(table_row(*setting.values(), found))
             return "flops" in found
 
@@ -266,11 +244,11 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
     for found in content["programs"]:
         if "scaling" in found:
             progress(f"{found['dtype']}, remat {found['remat']}, " + scaling_text(chip, found))
-    return measure.write(name, content | {"programs": merged(earlier, content["programs"])}, folder)
+    return measure.write(name, with_earlier(content, earlier), folder)
 
 
-def earlier_programs(path, content):
-    """Reads the programs of an earlier call on the same commit, with the same versions and the same settings.
+def earlier_results(path, content):
+    """Reads what an earlier call found on the same commit, with the same versions and the same settings.
 
     Each takes minutes to compile, so that a call for another number of clips must not forget them.
 
@@ -279,25 +257,27 @@ def earlier_programs(path, content):
       content: of this call.
 
     Returns:
-      List of programs, as the JSON holds them.
+      Lists by name, `programs` and `largest`, as the JSON holds them.
     """
     if not path.is_file():
-        return []
+        return {name: [] for name in FOUND}
     found = json.loads(path.read_text())
-    varying = ("programs", "largest")
     # By way of JSON, which knows no tuples.
-    same = all(found.get(key) == json.loads(json.dumps(value)) for key, value in content.items() if key not in varying)
-    return found["programs"] if same else []
+    same = all(found.get(key) == json.loads(json.dumps(value)) for key, value in content.items() if key not in FOUND)
+    return {name: found[name] if same else [] for name in FOUND}
 
 
-def merged(earlier, programs):
-    """Puts programs behind earlier ones, in place of those with the same type, rematerialisation and clips."""
+def with_earlier(content, earlier):
+    """Puts results behind those of an earlier call, in place of those with the same type, remat and clips."""
 
-    def setting(program):
-        return program["dtype"], program["remat"], program["clips"]
+    def setting(result):
+        return result["dtype"], result["remat"], result.get("clips")
 
-    new = {setting(program) for program in programs}
-    return [program for program in earlier if setting(program) not in new] + programs
+    lists = {}
+    for name in FOUND:
+        new = {setting(result) for result in content[name]}
+        lists[name] = [result for result in earlier[name] if setting(result) not in new] + content[name]
+    return content | lists
 
 
 def define_flags():

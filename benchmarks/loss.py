@@ -11,8 +11,6 @@ benchmarks/results/loss.json.
 
 import argparse
 import dataclasses
-import importlib.util
-import os
 import statistics
 from functools import partial
 from pathlib import Path
@@ -20,13 +18,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 
-from benchmarks import measure
+from benchmarks import measure, performance
+from benchmarks.tpu_topology import topology_devices
 from stpl_jax.losses.contrastive import masked_mean, pixel_contrast
 from stpl_jax.losses.streamed import BLOCK
 
-MIB = 2**20
 TEMPERATURE = 0.07
 NUM_CLASSES = 15
 TOPOLOGY_PIXELS = 131_072  # a quarter of the pixels of a frame of 512×1024
@@ -130,9 +127,7 @@ def compile_for(topology, pixels, dim, block):
     Returns:
       The chip, sizes, and bytes of temporaries and arguments.
     """
-    # Asks no metadata server what TPU this machine has: it has none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    chip = topology_devices(topology)[0]
     sharding = jax.sharding.SingleDeviceSharding(chip)
     types = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, jnp.bool_, jnp.bool_)
     shapes = [
@@ -151,29 +146,6 @@ def compile_for(topology, pixels, dim, block):
     }
 
 
-def table(rows):
-    """Writes the comparison as Markdown."""
-    columns = (
-        *("N = M", "D", "clips", "plain, ms", "streamed, ms", "ratio", "plain, MiB", "streamed, MiB", "ratio"),
-        *("values differ by", "gradients differ by"),
-    )
-    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-    for row in rows:
-        milliseconds, mebibytes = (
-            [row[key][name] * unit for name in ("plain", "streamed")]
-            for key, unit in (("seconds", 1e3), ("temporaries", 1 / MIB))
-        )
-        cells = [
-            *(str(row[key]) for key in ("pixels", "dim", "clips")),
-            *(f"{value:.2f}" for value in (*milliseconds, row["time_ratio"])),
-            *(f"{value:.1f}" for value in mebibytes),
-            f"{mebibytes[1] / mebibytes[0]:.3f}",
-            *(f"{row[f'difference_of_{what}']:.1e}" for what in ("values", "gradients")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main():
     """Compares, compiles where asked to, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,23 +153,11 @@ def main():
     parser.add_argument("--topology", help="also compile for a chip of this TPU topology, for example v5e:2x2")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder for loss.json")
     arguments = parser.parse_args()
-    if arguments.topology and importlib.util.find_spec("libtpu") is None:
-        parser.error(
-            f"--topology={arguments.topology} needs TPU's compiler, which is not installed: `pip install libtpu` (no "
-            "TPU needed), or leave --topology out."
-        )
-    rows = [compare(case, arguments.block) for case in CASES]
-    machine = measure.machine()
-    content = {"machine": machine, "temperature": TEMPERATURE, "num_classes": NUM_CLASSES, "forms": rows}
-    print(f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores\n\n{table(rows)}")
-    if arguments.topology:
-        found = compile_for(arguments.topology, TOPOLOGY_PIXELS, 128, arguments.block)
-        content["compiled"] = found
-        print(
-            f"\n{found['chip']}, {found['pixels']:,} pixels, D = {found['dim']}: "
-            f"{found['temporaries'] / MIB:.0f} MiB of temporaries, {found['arguments'] / MIB:.0f} MiB of arguments "
-            f"(plain: {4 * found['pixels'] ** 2 / MIB:,.0f} MiB for the similarities alone)"
-        )
+    content = {"machine": measure.machine(), "temperature": TEMPERATURE, "num_classes": NUM_CLASSES}
+    if arguments.topology:  # first: it says at once if libtpu is missing
+        content["compiled"] = compile_for(arguments.topology, TOPOLOGY_PIXELS, 128, arguments.block)
+    content["forms"] = [compare(case, arguments.block) for case in CASES]
+    print(performance.loss(content))
     print(f"\n{measure.write('loss', content, arguments.out)}")
 
 

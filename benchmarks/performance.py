@@ -32,6 +32,11 @@ def measured_on(content):
     return f"{device}{machine['cpu']}, {machine['cores']} cores; {versions}; commit {machine['commit'][:7]}"
 
 
+def each(table):
+    """Makes of a table of one file a table of several, one under the other."""
+    return lambda contents: "\n\n".join(table(content) for content in contents)
+
+
 def loss(content):
     """The contrastive loss, streamed beside plain; of loss.json."""
     head = ("pixels", "D", "clips", "plain, ms", "streamed, ms", "time", "plain, MiB", "streamed, MiB", "memory")
@@ -62,7 +67,7 @@ def loss(content):
 
 def step(content):
     """The train step beside PyTorch's; of step_*.json."""
-    rates, peak = content["rates"], content["peak_bytes"]
+    rates, peak = content["rates"], content.get("peak_bytes", {})
     rows = [
         [
             name,
@@ -90,7 +95,9 @@ def step(content):
 
 
 def roofline(content):
-    """Stages of the step on one device, beside what arithmetic and bytes bound; of step_*.json."""
+    """Stages of the step, beside what arithmetic and bytes bound on each device; of step_*.json."""
+    if "roofline" not in content:
+        return f"{measured_on(content)}: stages not measured."
     rows = [
         [
             row["stage"] if row["whole"] or row["stage"] == "step" else f"- {row['stage']}",
@@ -102,15 +109,17 @@ def roofline(content):
     ]
     whole = sum(row["seconds"] for row in content["roofline"] if row["whole"])
     rows.append(["sum of the stages", f"{1e3 * whole:.2f}", "", "", "", ""])
-    return markdown(("stage", "ms", "ms, by arithmetic", "ms, by bytes", "GFLOP", "MiB"), rows)
+    head = ("stage", "ms", "ms, by arithmetic", "ms, by bytes", "GFLOP", "MiB")
+    return "\n\n".join([f"{measured_on(content)}.", markdown(head, rows)])
 
 
 def compiled(contents):
-    """What a step takes on chips that are not there; of compile_*.json, in the order given."""
+    """What a step takes on chips that are not there; of compile_*.json."""
     head = ("chips", "type", "remat", "clips a chip", "TFLOP/clip", "temporaries, GiB", "all in all, GiB")
     head += ("all-reduced, MiB", "all-reduce, ms", "of a step", "compiled in, s")
     rows = []
-    for content in contents:
+    # Few chips first, and the older kind.
+    for content in sorted(contents, key=lambda content: (content["chips"], content["topology"])):
         for found in content["programs"]:
             cells = [f"{content['topology']} ({content['chips']})", found["dtype"], found["remat"]]
             cells.append(str(found["clips"]))
@@ -171,12 +180,12 @@ def precision(content):
 
 
 TABLES = {
-    "loss": (loss, "loss.json"),
-    "step": (step, "step_cpu.json"),
-    "roofline": (roofline, "step_cpu.json"),
+    "loss": (each(loss), "loss.json"),
+    "step": (each(step), "step_*.json"),
+    "roofline": (each(roofline), "step_*.json"),
     "compiled": (compiled, "compile_*.json"),
-    "input": (reading, "input.json"),
-    "precision": (precision, "table7.json"),
+    "input": (each(reading), "input.json"),
+    "precision": (each(precision), "table7.json"),
 }
 
 
@@ -194,14 +203,10 @@ def tables(folder):
     """
     found = {}
     for name, (function, pattern) in TABLES.items():
-        if "*" in pattern:
-            # Few chips first, and the older kind.
-            contents = [json.loads(path.read_text()) for path in Path(folder).glob(pattern)]
-            if not contents:
-                raise FileNotFoundError(f"{folder} has no {pattern}: run the benchmark that writes it.")
-            found[name] = function(sorted(contents, key=lambda content: (content["chips"], content["topology"])))
-        else:
-            found[name] = function(json.loads((Path(folder) / pattern).read_text()))
+        contents = [json.loads(path.read_text()) for path in sorted(Path(folder).glob(pattern))]
+        if not contents:
+            raise FileNotFoundError(f"{folder} has no {pattern}: run the benchmark that writes it.")
+        found[name] = function(contents)
     return found
 
 

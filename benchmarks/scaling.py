@@ -104,9 +104,10 @@ def usable_links(sides):
 
 
 def scaling(chip, sides, flops, reduced):
-    """Bounds a step's time from below by its arithmetic, and the all-reduce's by the links, one after the other.
+    """Times a step by its arithmetic at `UTILISATION`, and the all-reduce by the links, one after the other.
 
-    Nothing is taken to overlap, so the share is the most that the all-reduce can take of a step at this utilisation.
+    Nothing is taken to overlap, so the share is the most that the all-reduce can take of a step at this utilisation; a
+    step that uses the chip better has a larger share to wait for, or to overlap.
 
     Args:
       chip: a `Chip`.

@@ -40,8 +40,9 @@ from stpl_jax.models.resnet import REMAT
 
 # Which forms of PyTorch's step compete: not every CPU is fast in bfloat16; on a GPU one large batch may not pay.
 COMPETE = {"gpu": ("plain", "best", "best, frame by frame"), "cpu": ("plain", "best", "best, float32")}
-# Sides of the matrices and numbers of values that a device's rates are measured on.
-RATES = {"gpu": (8192, 2**28), "cpu": (2048, 2**25)}
+# Sides of the matrices and numbers of values that a device's rates are measured on, and how many are launched at once:
+# a GPU starts from a resting clock, and one product takes it hardly longer than the launch.
+RATES = {"gpu": (8192, 2**28, 20), "cpu": (2048, 2**25, 1)}
 MIB, GIB = 2**20, 2**30
 
 
@@ -53,6 +54,32 @@ def memory_in_own_process(name):
         print(f"memory of {name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", flush=True)
         return None
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def build_running(names, *arguments):
+    """Builds forms and lets each make a step.
+
+    Args:
+      names: of the forms.
+      *arguments: what `build` takes beside a name.
+
+    Returns:
+      name -> form, of those that run; name -> message, of PyTorch's that do not (its compiler wants tools that not
+      every machine has): one that fails must not cost the others' figures.
+    """
+    forms, failed = {}, {}
+    for name in names:
+        try:
+            form = build(name, *arguments)
+            form.run(1)
+        except Exception as error:  # noqa: BLE001 - a compiler's own, of many kinds
+            if name == OURS:
+                raise
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"{name} does not run: {failed[name]}", flush=True)
+        else:
+            forms[name] = form
+    return forms, failed
 
 
 def compare(forms, clips, flop, rate, steps, rounds):
@@ -145,6 +172,7 @@ def parse_options():
     parser.add_argument("--remat", choices=REMAT, default="none", help="what ours computes again for the backward pass")
     parser.add_argument("--forms", nargs="+", choices=FORMS, help="forms in PyTorch; default what suits the device")
     parser.add_argument("--compile-mode", default="default", help="of torch.compile, for the best forms")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out, which compiles every form again")
     parser.add_argument("--no-roofline", action="store_true", help="leave the stages out")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder of the JSON file")
     parser.add_argument("--memory-of", choices=[OURS, *FORMS], help=argparse.SUPPRESS)
@@ -219,14 +247,14 @@ def main():
     }
     print_header(content)
     state = first_state(config)
-    forms = {name: build(name, config, state, device, options.compile_mode) for name in names}
+    forms, failed = build_running(names, config, state, device, options.compile_mode)
     clips = config.clips_per_device * jax.local_device_count()
     rows, ratios = compare(forms, clips, flop, rates["flop"], options.steps, options.rounds)
     print_forms(rows)
     print("  ".join(f"{ratio}: {value:.2f}" for ratio, value in ratios.items()), flush=True)
     if kind == "cpu":
         print("GPU: not measured, none was found.")
-    content |= {"forms": rows, "ratios": ratios}
+    content |= {"forms": rows, "ratios": ratios, "failed": failed}
     slug = re.sub(r"\W+", "_", content["machine"]["device"].lower())
     file = f"step_{slug}" + ("_full" if full and kind == "cpu" else "")
     # After each part: those that follow compile again, minutes at full size, and the comparison is what counts.
@@ -237,9 +265,10 @@ def main():
     gc.collect()
     if kind == "gpu":
         torch.cuda.empty_cache()
-    content["peak_bytes"] = {name: memory_in_own_process(name) for name in names}
-    print_memory(content["peak_bytes"])
-    measure.write(file, content, options.out)
+    if not options.no_memory:
+        content["peak_bytes"] = {name: memory_in_own_process(name) for name in rows}
+        print_memory(content["peak_bytes"])
+        measure.write(file, content, options.out)
     if not options.no_roofline:
         content["roofline"] = take_apart(ours, statistics.median(rows[OURS]["seconds"]), rates, options.rounds)
         print_roofline(content["roofline"])

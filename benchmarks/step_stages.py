@@ -1,7 +1,7 @@
 """The train step in stages, each compiled alone and timed, beside what its arithmetic and its bytes take at least.
 
-Stages are the step's own functions on one device's clips. Compiled alone, they cannot share work or overlap, so their
-sum may differ from the step. A backward pass counts with the forward pass that it needs.
+Stages are the step's own functions, on all devices at once as the step is. Compiled alone, they cannot share work or
+overlap, so their sum may differ from the step. A backward pass counts with the forward pass that it needs.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def stages(method, optimisers, state, data):
     segmenter, norm, network = method.segmenter, method.config.batch_norm, state.params["network"]
     backbone, stats, key = network["segmenter"], state.batch_stats, jax.random.key(0)
 
-    def augment(data, key):
+    def augment(data):
         return method.augment(data, key).astype(segmenter.dtype)
 
     def forward(params, stats, groups):
@@ -77,14 +77,14 @@ def stages(method, optimisers, state, data):
         return params, opt_state, optax.tree.norm(params)
 
     clean = frames_first(data["frames"]).astype(segmenter.dtype)
-    groups = jnp.concatenate([clean, jax.jit(augment)(data, key)])
+    groups = jnp.concatenate([clean, jax.jit(augment)(data)])
     features = jax.jit(forward)(backbone, stats, groups)
     index, labels, mask, flows = jax.jit(pseudo_labels)(backbone, features[: method.num_frames], data["flow"])
     dim = network["projection"]["conv2"]["bias"].shape[0]
     queries, keys = (_unit_vectors(k, (*index.shape, dim)) for k in jax.random.split(key))
     gradients = jax.tree.map(jnp.zeros_like, network)
     return {
-        "augmentation": (augment, (data, key)),
+        "augmentation": (augment, (data,)),
         "backbone, forward, clean frames": (forward, (backbone, stats, clean)),
         "backbone, forward": (forward, (backbone, stats, groups)),
         "backbone, forward and backward": (forward_and_backward, (backbone, stats, groups, features)),
@@ -112,11 +112,11 @@ def roofline(parts, rates, rounds):
       A dict for each stage: `stage`, `whole` (not part of another stage), `seconds` (median), `flop`, `bytes`,
       `seconds_flop` and `seconds_bytes` (the least that either would take).
     """
-    compiled = {name: jax.jit(function).lower(*args).compile() for name, (function, args) in parts.items()}
-    runs = {
-        name: (lambda run=compiled[name], args=args: jax.block_until_ready(run(*args)))
-        for name, (_, args) in parts.items()
-    }
+    compiled, runs = {}, {}
+    for name, (function, args) in parts.items():
+        args = parallel.replicate(args)
+        compiled[name] = parallel.pmap(function).lower(*args).compile()
+        runs[name] = lambda run=compiled[name], args=args: jax.block_until_ready(run(*args))
     seconds = measure.alternate(runs, rounds)
     return [
         {"stage": name, "whole": name in WHOLE, "seconds": statistics.median(seconds[name])}
@@ -143,7 +143,7 @@ def bounds(flop, moved, rates):
     }
 
 
-def device_rates(device, dtype, rounds, side, count):
+def device_rates(device, dtype, rounds, side, count, repeats):
     """Measures how fast all devices together multiply matrices and copy memory; JAX and PyTorch try, the faster counts.
 
     Args:
@@ -152,6 +152,7 @@ def device_rates(device, dtype, rounds, side, count):
       rounds: how many times each is timed; the best time counts, since a rate is what the device can do.
       side: of the square matrices.
       count: numbers, float32, that are copied.
+      repeats: products or copies that are launched before one is waited for, so that launching takes no share.
 
     Returns:
       `flop`, operations per second, and `bytes`, read and written per second.
@@ -161,20 +162,22 @@ def device_rates(device, dtype, rounds, side, count):
     values = random.standard_normal(count, np.float32)
     devices = jax.local_device_count()
 
+    def repeated(function, wait):
+        def run():
+            for _ in range(repeats):
+                out = function()
+            wait(out)
+
+        return run
+
     def ours(function, x, kind):
         x = parallel.replicate(jnp.asarray(x, kind))
         run = parallel.pmap(function)
-        return lambda: jax.block_until_ready(run(x))
+        return repeated(lambda: run(x), jax.block_until_ready)
 
     def theirs(function, x, kind):
         x = torch.from_numpy(x).to(device, getattr(torch, kind))
-
-        def run():
-            function(x)
-            if x.is_cuda:
-                torch.cuda.synchronize()
-
-        return run
+        return repeated(lambda: function(x), lambda _: x.is_cuda and torch.cuda.synchronize())
 
     target = torch.empty(count, device=device)
     seconds = measure.alternate(
@@ -187,7 +190,7 @@ def device_rates(device, dtype, rounds, side, count):
         rounds,
     )
     best = {name: min(times) for name, times in seconds.items()}
-    flop, moved = 2 * side**3, 8 * count
+    flop, moved = repeats * 2 * side**3, repeats * 8 * count
     return {
         "flop": max(devices * flop / best["product, jax"], flop / best["product, torch"]),
         "bytes": max(devices * moved / best["copy, jax"], moved / best["copy, torch"]),

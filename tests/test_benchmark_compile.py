@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 import types
 
 import jax
@@ -247,6 +248,30 @@ def test_an_earlier_call_on_the_same_commit_is_not_forgotten(monkeypatch, tmp_pa
     assert counts(1, 2) == [1, 2]
     assert counts(2, 4) == [1, 2, 4]
     assert counts(3) == [3], "another commit"
+
+
+def test_what_a_search_found_stays_after_a_call_for_counts(monkeypatch, tmp_path):
+    device = types.SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
+    monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+    for flag in ("--limit=8", "--clips=2"):
+        compile_for.main(["x", "--topology=v5e:2x2", flag, f"--out={tmp_path}"])
+    content = json.loads((tmp_path / "compile_v5e_2x2.json").read_text())
+    assert [found["clips_per_device"] for found in content["largest"]] == [3]
+    assert [found["clips"] for found in content["programs"]] == [1, 4, 3, 2]
+
+
+def test_accumulated_batches_lengthen_the_step_and_not_its_clip(monkeypatch, tmp_path):
+    device = types.SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
+    monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+    config = f"--config={compile_for.measure.ROOT / 'configs' / 'viper.py'}"
+    flags = ["--topology=v5e:2x2", "--clips=2", config, "--config.optim.accumulate=4", f"--out={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["x", *flags])  # ml_collections looks for keys of the configuration there
+    compile_for.main(sys.argv)
+    (found,) = json.loads((tmp_path / "compile_v5e_2x2.json").read_text())["programs"]
+    assert found["clips"] == 2 and found["flops_per_clip"] == 8e12
+    assert found["scaling"]["step_seconds"] == pytest.approx(4 * 16e12 / (0.35 * 197e12))
 
 
 def test_other_failures_of_the_compiler_are_not_called_a_lack_of_memory(monkeypatch):

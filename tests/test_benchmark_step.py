@@ -314,7 +314,7 @@ def test_a_run_prints_and_writes(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["step", "--rounds=2", "--steps=1", "--forms", "plain", f"--out={tmp_path}"])
     monkeypatch.setattr(step, "set_up", lambda options, parser: ("cpu", False, config))
     monkeypatch.setattr(step, "memory_in_own_process", lambda name: {"ours": 2**30, "plain": None}[name])
-    monkeypatch.setitem(step.RATES, "cpu", (64, 1024))
+    monkeypatch.setitem(step.RATES, "cpu", (64, 1024, 2))
     step.main()
     printed = capsys.readouterr().out
     assert "GPU: not measured" in printed and "plain / ours" in printed and "sum of stages" in printed
@@ -332,6 +332,28 @@ def test_a_run_prints_and_writes(tiny_config, tmp_path, monkeypatch, capsys):
     assert set(step_stages.WHOLE) | {"step"} < set(stages)
     assert stages["step"]["flop"] > stages["backbone, forward and backward"]["flop"] > 0
     assert all(row["bytes"] > 0 and row["seconds"] > 0 for row in stages.values())
+
+
+def test_a_form_that_fails_is_named_and_costs_no_other(monkeypatch, capsys):
+    class Runs:
+        steps = 0
+
+        def run(self, steps):
+            self.steps += steps
+
+    def build(name, *arguments):
+        assert arguments == (1, 2)
+        if name != "plain":
+            raise RuntimeError(f"{name}: no compiler\nand more")
+        return Runs()
+
+    monkeypatch.setattr(step, "build", build)
+    forms, failed = step.build_running(["plain", "best"], 1, 2)
+    assert list(forms) == ["plain"] and forms["plain"].steps == 1
+    assert failed == {"best": "RuntimeError: best: no compiler"}
+    assert "best does not run: RuntimeError: best: no compiler\n" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="no compiler"):
+        step.build_running(["ours"], 1, 2)
 
 
 def test_forms_are_what_their_names_say():

@@ -189,6 +189,20 @@ def test_five_steps_change_more_than_is_tolerated(one):
     assert len(set(losses(one).values())) == STEPS
 
 
+def test_the_backbone_moves_the_same_way(one, two):
+    """Its steps are a hundredth of the head's: held to what four of them change, not to a value of 1e-5."""
+
+    def change(workdir):
+        first, last = (parameters(workdir, step)[0] for step in (1, STEPS))
+        names = [name for name in first if "backbone" in name and "kernel" in name]
+        assert len(names) > 10
+        return np.concatenate([(last[name] - first[name]).ravel() for name in names])
+
+    expected = change(one)
+    assert np.linalg.norm(expected) > 1e-6
+    assert np.linalg.norm(change(two[0]) - expected) < 0.01 * np.linalg.norm(expected)
+
+
 def test_sigterm_to_one_process_stops_both_at_one_step(two):
     workdir, outputs = two
     saved = max(int(path.name) for path in (workdir / "stpl" / "checkpoints").iterdir())
