@@ -146,9 +146,15 @@ def measure_program(lowered, clips):
 
 
 def out_of_memory(message):
-    """Finds what matters in the compiler's message: `Used 17.61G of 15.75G hbm`, or else its first line."""
+    """Finds what matters in the compiler's message: `Used 17.61G of 15.75G hbm`, or else its first line.
+
+    It says so after planning memory; sooner, and in other words, if temporaries alone are too many.
+    """
     found = re.search(r"Used [\d.]+\w? of [\d.]+\w? hbm", message)
-    return found[0] if found else message.splitlines()[0]
+    if found:
+        return found[0]
+    found = re.search(r"temporaries \(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)", message)
+    return f"Temporaries of {found[1]} of {found[2]} hbm" if found else message.splitlines()[0]
 
 
 def table_row(dtype, remat, found):

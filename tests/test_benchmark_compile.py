@@ -234,6 +234,21 @@ def test_table_and_json(monkeypatch, tmp_path, capsys):
     assert "1.50 ms" in printed and "3.00 ms" in printed and "(1,600 Gbit/s together)" in printed
 
 
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        ("RESOURCE_EXHAUSTED: No.\nUsed 17.61G of 15.75G hbm. Exceeded.", "Used 17.61G of 15.75G hbm"),
+        (
+            "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (18.21G) exceeds available HBM (15.75G).",
+            "Temporaries of 18.21G of 15.75G hbm",
+        ),
+        ("RESOURCE_EXHAUSTED: other words\nmore", "RESOURCE_EXHAUSTED: other words"),
+    ],
+)
+def test_what_matters_when_memory_is_short(message, expected):
+    assert compile_for.out_of_memory(message) == expected
+
+
 def test_an_earlier_call_on_the_same_commit_is_not_forgotten(monkeypatch, tmp_path):
     device = types.SimpleNamespace(device_kind="TPU v5 lite")
     monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
