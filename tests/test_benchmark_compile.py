@@ -239,7 +239,7 @@ def test_table_and_json(monkeypatch, tmp_path, capsys):
     [
         ("RESOURCE_EXHAUSTED: No.\nUsed 17.61G of 15.75G hbm. Exceeded.", "Used 17.61G of 15.75G hbm"),
         (
-            "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (18.21G) exceeds available HBM (15.75G).",
+            "RESOURCE_EXHAUSTED: the memory required for HLO temporaries (18.21G) exceeds available HBM (15.75G).",
             "Temporaries of 18.21G of 15.75G hbm",
         ),
         ("RESOURCE_EXHAUSTED: other words\nmore", "RESOURCE_EXHAUSTED: other words"),
