@@ -90,6 +90,7 @@ def step(content):
             "Median of the rounds' ratios of time: "
             + ", ".join(f"{name} {ratio:.2f}" for name, ratio in content["ratios"].items())
             + ".",
+            *(f"{name} did not run: {message}" for name, message in content["failed"].items()),
         ]
     )
 

@@ -150,7 +150,7 @@ def print_memory(peaks):
 
 def print_roofline(rows):
     """Prints stages as a table; the step, and the sum of the stages that make it up, last."""
-    print(f"\n{'one device':32} {'ms':>9} {'ms, flop':>9} {'ms, bytes':>10} {'GFLOP':>10} {'MiB':>9}")
+    print(f"\n{'each device':32} {'ms':>9} {'ms, flop':>9} {'ms, bytes':>10} {'GFLOP':>10} {'MiB':>9}")
     for row in rows:
         indent = "" if row["whole"] else "  "
         print(

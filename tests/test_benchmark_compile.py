@@ -212,10 +212,15 @@ class FakeLowered:
         return "  %psum = f32[50000000]{0} all-reduce(%x)\n"
 
 
-def test_table_and_json(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def fake_chips(monkeypatch):
+    """Four chips, for which every step compiles to a `FakeLowered`."""
     device = types.SimpleNamespace(device_kind="TPU v5 lite")
     monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
     monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+
+
+def test_table_and_json(fake_chips, tmp_path, capsys):
     compile_for.main(["x", "--topology=v5e:2x2", "--dtype=float32,bfloat16", "--remat=none", f"--out={tmp_path}"])
     content = json.loads((tmp_path / "compile_v5e_2x2.json").read_text())
     assert (content["chips"], content["method"], content["size"]) == (4, "stpl", [512, 1024])
@@ -249,10 +254,7 @@ def test_what_matters_when_memory_is_short(message, expected):
     assert compile_for.out_of_memory(message) == expected
 
 
-def test_an_earlier_call_on_the_same_commit_is_not_forgotten(monkeypatch, tmp_path):
-    device = types.SimpleNamespace(device_kind="TPU v5 lite")
-    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
-    monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+def test_an_earlier_call_on_the_same_commit_is_not_forgotten(fake_chips, monkeypatch, tmp_path):
     commits = iter("aab")
     monkeypatch.setattr(compile_for.measure, "machine", lambda: {"commit": next(commits)})
 
@@ -265,10 +267,7 @@ def test_an_earlier_call_on_the_same_commit_is_not_forgotten(monkeypatch, tmp_pa
     assert counts(3) == [3], "another commit"
 
 
-def test_what_a_search_found_stays_after_a_call_for_counts(monkeypatch, tmp_path):
-    device = types.SimpleNamespace(device_kind="TPU v5 lite")
-    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
-    monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+def test_what_a_search_found_stays_after_a_call_for_counts(fake_chips, tmp_path):
     for flag in ("--limit=8", "--clips=2"):
         compile_for.main(["x", "--topology=v5e:2x2", flag, f"--out={tmp_path}"])
     content = json.loads((tmp_path / "compile_v5e_2x2.json").read_text())
@@ -276,10 +275,7 @@ def test_what_a_search_found_stays_after_a_call_for_counts(monkeypatch, tmp_path
     assert [found["clips"] for found in content["programs"]] == [1, 4, 3, 2]
 
 
-def test_accumulated_batches_lengthen_the_step_and_not_its_clip(monkeypatch, tmp_path):
-    device = types.SimpleNamespace(device_kind="TPU v5 lite")
-    monkeypatch.setattr(compile_for, "topology_devices", lambda name: [device] * 4)
-    monkeypatch.setattr(compile_for, "lower_step", lambda config, devices: FakeLowered(config.clips_per_device))
+def test_accumulated_batches_lengthen_the_step_and_not_its_clip(fake_chips, monkeypatch, tmp_path):
     config = f"--config={compile_for.measure.ROOT / 'configs' / 'viper.py'}"
     flags = ["--topology=v5e:2x2", "--clips=2", config, "--config.optim.accumulate=4", f"--out={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["x", *flags])  # ml_collections looks for keys of the configuration there

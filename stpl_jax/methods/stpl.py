@@ -50,10 +50,8 @@ class STPL(Method):
             raise ValueError(f"num_frames is 2 or more, found {self.num_frames}.")
         earlier = range(1, self.num_frames)
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
-        self.remat = config.model.backbone.remat
-        self.fusion = make_fusion(
-            self.settings.fusion, self.settings.fusion_init, segmenter.param_dtype, self.remat != "none"
-        )
+        remat = config.model.backbone.remat != "none"
+        self.fusion = make_fusion(self.settings.fusion, self.settings.fusion_init, segmenter.param_dtype, remat)
         head = self.settings.projection
         self.projection = Projection(head.hidden, head.dim, head.init, segmenter.param_dtype)
         self.augment_settings = AugmentSettings(**self.settings.augment)

@@ -24,7 +24,7 @@ REMAT = {
     "narrow": (CONVOLUTION, STATISTICS),
 }
 # Blocks of one stage that are computed again from the input of the first. Fewer keep more inputs, more hold more at
-# once: for six clips of full size a TPU's compiler wants 25.8 GiB with 4, 24.7 with 8, 24.3 with 12, 28.8 with all 23.
+# once: for ResNet-101's 23 a TPU's compiler wanted more memory with 4, and with all of them, than with 8.
 TOGETHER = 8
 
 
@@ -94,7 +94,7 @@ class ResNet(nn.Module):
       stem_width, stem_kernel, stem_pool: the first convolution (stride 2), and whether max-pooling follows.
       remat: what the backward pass computes again. `none`: nothing. `convolutions`: all but the results of convolutions
         and batch statistics; hardly more arithmetic. `narrow`: these and the results of convolutions to more channels;
-        a fifteenth more arithmetic, the least memory.
+        a tenth more arithmetic at most, the least memory.
     """
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
