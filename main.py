@@ -9,6 +9,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from input_pipeline.errors import UserError
+from input_pipeline.files import expand
+
 MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "predict")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
@@ -32,7 +35,7 @@ def main(argv):
     """Sets up devices and hands over."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
-    config, workdir = FLAGS.config, FLAGS.workdir
+    config, workdir = FLAGS.config, expand(FLAGS.workdir)
     sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {config.cpu_xla_flags}".strip()
     # Orbax and Grain tell at length what they do; our own lines are printed.
@@ -40,12 +43,13 @@ def main(argv):
     # Imported here: processes that this one starts for rendering and decoding read this file and need neither.
     import jax
 
+    from input_pipeline import run_folder
     from stpl_jax import modes, processes
 
     # Before anything asks for a device. Accelerators, where there are any, are used all the same.
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilation_cache"))
+        jax.config.update("jax_compilation_cache_dir", str(workdir / run_folder.COMPILATION_CACHE))
 
     if FLAGS.mode == "predict" and not (FLAGS.input and FLAGS.output):
         raise app.UsageError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
@@ -62,8 +66,8 @@ def main(argv):
             modes.predict(config, workdir, FLAGS.row, FLAGS.input, FLAGS.output, progress)
         else:
             getattr(modes, FLAGS.mode)(config, workdir, progress)
-    except modes.USER_ERRORS as error:
-        # The message says what to do; a stack of our own functions would hide it.
+    except (UserError, OSError) as error:
+        # The message says what to do; a traceback of our own functions would hide it.
         sys.exit(f"{who}{type(error).__name__}: {error}")
 
 

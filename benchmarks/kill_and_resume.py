@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from input_pipeline import run_folder
 from stpl_jax import checkpoint
 
 
@@ -30,7 +31,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--checkpoint_every", type=int, default=10, help="steps")
     arguments = parser.parse_args()
-    settings = json.loads((arguments.run / "config.json").read_text())
+    settings = json.loads((arguments.run / run_folder.CONFIG).read_text())
     row = settings["method"]
     arguments.workdir.mkdir(parents=True)
     for folder in ("world", "data", "source_only", "compilation_cache"):

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import measure
-from stpl_jax.run_log import write_atomically
+from input_pipeline.files import write_atomically
 
 PAGE = measure.ROOT / "docs" / "performance.md"
 MIB, GIB = 2**20, 2**30

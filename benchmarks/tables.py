@@ -20,8 +20,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stpl_jax.rows import EVALUATION
-from stpl_jax.run_log import write_atomically
+from input_pipeline import run_folder
+from input_pipeline.files import write_atomically
 
 OURS = "stpl_plus"
 REFERENCES = ("source_only", "bn_statistics", "oracle")
@@ -179,9 +179,9 @@ def run_seed(config, workdir, seed, rows, flags=()):
     *others, method = [row for row in rows if row != "oracle"]
     command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
     command += [f"--config.method={method}", f"--config.compare_with={(*others, 'oracle')}", *flags]
-    if any(not (workdir / row / EVALUATION).is_file() for row in rows):
+    if any(not (run_folder.evaluation(workdir, row)).is_file() for row in rows):
         subprocess.run(command, check=True)
-    return {row: json.loads((workdir / row / EVALUATION).read_text()) for row in rows}
+    return {row: json.loads((run_folder.evaluation(workdir, row)).read_text()) for row in rows}
 
 
 def summarise(rows, runs, compared=OURS):

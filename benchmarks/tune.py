@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.tables import TABLES, run_seed
 from configs.synthetic import LEARNING_RATES
-from stpl_jax.rows import EVALUATION
-from stpl_jax.run_log import write_atomically
+from input_pipeline import run_folder
+from input_pipeline.files import write_atomically
 
 CONFIG = "configs/synthetic.py"
 # Trained with labels, or not at all: their settings are not part of the comparison.
@@ -39,7 +39,7 @@ def adapt(workdir, source, seed, rate, names):
     if not (workdir / "world").exists():
         (workdir / "world").symlink_to((source / "world").resolve())
     for name in names:
-        if not (workdir / name / EVALUATION).is_file():
+        if not (run_folder.evaluation(workdir, name)).is_file():
             command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", "--mode=adapt"]
             command += [f"--config.seed={seed}", f"--config.method={name}", f"--config.init_from={source}"]
             key = f"rows.{name}.optim" if name in LEARNING_RATES else "optim"
@@ -48,7 +48,7 @@ def adapt(workdir, source, seed, rate, names):
             result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
             if result.returncode and "NonFiniteLoss" not in result.stderr:
                 raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
-    return {name: _miou(workdir / name / EVALUATION) for name in names}
+    return {name: _miou(run_folder.evaluation(workdir, name)) for name in names}
 
 
 def _miou(file):

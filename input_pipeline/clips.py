@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import base
+from input_pipeline.errors import UserError
 
 
 class ClipSource:
@@ -55,17 +56,17 @@ class ClipSource:
           flow_pairs: pairs (a, b).
 
         Raises:
-          ValueError: a frame or a flow is not in the set; says which key adds it.
+          UserError: a frame or a flow is not in the set; says which key adds it.
         """
         frames = [k for k in offsets if k not in self.spec.offsets]
         pairs = [tuple(pair) for pair in flow_pairs if tuple(pair) not in self.spec.flow_pairs]
         if frames:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: no frames at offsets {frames}; the set was prepared with offsets={self.spec.offsets}. "
                 f"Add them to DatasetSpec.offsets and prepare the set again."
             )
         if pairs:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: no flow for the pairs {pairs}; the set was prepared with flow_pairs="
                 f"{self.spec.flow_pairs}. Add them to DatasetSpec.flow_pairs and prepare the set again."
             )
@@ -81,10 +82,10 @@ def open_clips(path):
       `ClipSource`.
 
     Raises:
-      FileNotFoundError: there is no prepared set.
+      UserError: there is no prepared set.
     """
     if not (Path(path) / "dataset_info.json").is_file():
-        raise FileNotFoundError(f"{path}: expected a prepared set (dataset_info.json); run prepare first.")
+        raise UserError(f"{path}: expected a prepared set (dataset_info.json); run prepare first.")
     return ClipSource(path)
 
 
@@ -103,7 +104,7 @@ def read_clip(source, i, offsets, flow_pairs, label):
       `[HL, WL]` uint8 train ids (only where asked), `index` int32, `name` str.
 
     Raises:
-      ValueError: the set does not hold a frame or a flow that is asked for.
+      UserError: the set does not hold a frame or a flow that is asked for.
     """
     source.check(offsets, flow_pairs)
     example = source[i]
@@ -123,5 +124,5 @@ def read_clip(source, i, offsets, flow_pairs, label):
 def _decode(data, mode):
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     if pixels is None:
-        raise ValueError("A prepared image cannot be decoded: remove the prepared set and prepare it again.")
+        raise UserError("A prepared image cannot be decoded: remove the prepared set and prepare it again.")
     return pixels

@@ -3,7 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from input_pipeline import run_folder
 from input_pipeline.clips import open_clips
+from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
 from input_pipeline.worlds import WorldSpec, write_worlds
@@ -26,14 +28,14 @@ def domain_spec(config, domain, needs=None, workdir=""):
       A `DatasetSpec`.
 
     Raises:
-      ValueError: the folder is not configured, or `flow.source` is unknown.
+      UserError: the folder is not configured, or `flow.source` is unknown.
     """
     if config.flow.source not in FLOW_SOURCES:
-        raise ValueError(f"config.flow.source: expected {', '.join(FLOW_SOURCES)}, found {config.flow.source!r}.")
+        raise UserError(f"config.flow.source: expected {', '.join(FLOW_SOURCES)}, found {config.flow.source!r}.")
     key = "source" if domain == "source" else "target"
     section = config.data[key]
     if not section.raw_dir:
-        raise ValueError(
+        raise UserError(
             f"config.data.{key}.raw_dir is not set: it names the folder of {section.name} as its owner ships it. "
             f"Set --config.data.{key}.raw_dir=FOLDER. {HOW_TO}"
         )
@@ -64,7 +66,7 @@ def domain_spec(config, domain, needs=None, workdir=""):
 
 def flow_folder(config, workdir, domain):
     """Returns where a domain's flow is written to: its configured `flow_dir`, or else `<workdir>/flow/<domain>`."""
-    return Path(_flow_dir(config, domain) or Path(workdir) / "flow" / domain)
+    return Path(_flow_dir(config, domain) or run_folder.flow(workdir, domain))
 
 
 def _flow_dir(config, domain):
@@ -85,7 +87,7 @@ def open_domain(config, workdir, domain, needs=None, progress=print):
       A `ClipSource`.
     """
     config = with_world(config, workdir, progress)
-    prepared = config.data.prepared_dir or str(Path(workdir) / "data")
+    prepared = run_folder.prepared(config, workdir)
     return open_clips(prepare(domain_spec(config, domain, needs, workdir), prepared, progress))
 
 
@@ -94,7 +96,7 @@ def with_world(config, workdir, progress=print):
     if not config.world.generate:
         return config
     config = config.copy_and_resolve_references()
-    paths = write_worlds(world_spec(config), Path(workdir) / "world", progress)
+    paths = write_worlds(world_spec(config), Path(workdir) / run_folder.WORLD, progress)
     with config.unlocked():
         config.data.source.raw_dir = str(paths["source"])
         config.data.target.raw_dir = str(paths["target"])

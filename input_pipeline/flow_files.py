@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.errors import UserError
+
 # Stored value per pixel of motion in the int16 files.
 UNITS_PER_PIXEL = 10
 _INT16 = np.iinfo(np.int16)
@@ -35,7 +37,7 @@ def flow_name(dataset, clip_name, current_frame_number, earlier_frame_number):
       hold one sequence and flow over one frame.
 
     Raises:
-      ValueError: unknown data set, or a SYNTHIA-Seq pair that is not one frame apart.
+      UserError: unknown data set, or a SYNTHIA-Seq pair that is not one frame apart.
     """
     current, earlier = int(current_frame_number), int(earlier_frame_number)
     video = clip_name.rpartition("_")[0]
@@ -45,12 +47,12 @@ def flow_name(dataset, clip_name, current_frame_number, earlier_frame_number):
         return f"{video}_{current:05d}{earlier:05d}_int16_x10.npy"
     if dataset == "synthia_seq":
         if current - earlier != 1:
-            raise ValueError(
+            raise UserError(
                 f"SYNTHIA-Seq flow files are named after the current frame only, so they hold flow over one frame; "
                 f"asked for {current} to {earlier}. Use flow_source='dis' for other pairs."
             )
         return f"{current:06d}_int16_x10.npy"
-    raise ValueError(f"No flow file names are known for data set {dataset!r}: viper, synthia_seq or cityscapes_seq.")
+    raise UserError(f"No flow file names are known for data set {dataset!r}: viper, synthia_seq or cityscapes_seq.")
 
 
 def to_int16(flow):
@@ -75,7 +77,7 @@ def read_flow(path):
       `[H, W, 2]` float32 (u, v), pixels.
 
     Raises:
-      ValueError: another file type, dtype or shape, or a file that is cut off.
+      UserError: another file type, dtype or shape, or a file that is cut off.
     """
     path = Path(path)
     if path.suffix == ".npy":
@@ -95,14 +97,14 @@ def flow_size(path):
       (height, width).
 
     Raises:
-      ValueError: another file type, dtype or shape, or a file that is cut off.
+      UserError: another file type, dtype or shape, or a file that is cut off.
     """
     path = Path(path)
     if path.suffix == ".npy":
         return _open_npy(path).shape[:2]
     if path.suffix == ".flo":
         return _flo_size(path)
-    raise ValueError(f"{path}: expected a flow file ending in .npy or .flo.")
+    raise UserError(f"{path}: expected a flow file ending in .npy or .flo.")
 
 
 def _open_npy(path):
@@ -112,11 +114,11 @@ def _open_npy(path):
     except (EOFError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a complete .npy flow file, found one that cannot be read ({error})."
         ) from error
     if stored.dtype != np.int16 or stored.ndim != 3 or stored.shape[2] != 2:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected flow as int16 [H, W, 2] (ten times the value in pixels), "
             f"found {stored.dtype} {list(stored.shape)}."
         )
@@ -127,11 +129,11 @@ def _flo_size(path):
     with open(path, "rb") as file:
         header = file.read(_FLO_HEADER_BYTES)
     if len(header) < _FLO_HEADER_BYTES or np.frombuffer(header, "<f4", 1)[0] != np.float32(_FLO_MAGIC):
-        raise ValueError(f"{path}: expected a .flo file that starts with the number {_FLO_MAGIC}.")
+        raise UserError(f"{path}: expected a .flo file that starts with the number {_FLO_MAGIC}.")
     width, height = (int(n) for n in np.frombuffer(header, "<i4", 2, offset=4))
     expected, found = _FLO_HEADER_BYTES + height * width * 8, path.stat().st_size
     if height < 1 or width < 1 or found < expected:
-        raise ValueError(
+        raise UserError(
             f"{path}: the header says {height} rows of {width} pixels, {expected} bytes; the file has {found} bytes."
         )
     return height, width
@@ -145,13 +147,13 @@ def write_flow(path, flow):
       flow: `[H, W, 2]` float (u, v), pixels; rounded to a tenth of a pixel, clipped to ±3276.7.
 
     Raises:
-      ValueError: the ending is not `.npy`, or the flow has another shape or a value that is not finite.
+      UserError: the ending is not `.npy`, or the flow has another shape or a value that is not finite.
     """
     path, flow = Path(path), np.asarray(flow)
     if path.suffix != ".npy":
-        raise ValueError(f"{path}: flow is written as .npy; give a name that ends in .npy.")
+        raise UserError(f"{path}: flow is written as .npy; give a name that ends in .npy.")
     if flow.ndim != 3 or flow.shape[2] != 2 or not np.isfinite(flow).all():
-        raise ValueError(f"{path}: expected finite flow of shape [H, W, 2], found shape {list(flow.shape)}.")
+        raise UserError(f"{path}: expected finite flow of shape [H, W, 2], found shape {list(flow.shape)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -180,15 +182,15 @@ def resize_flow(flow, size, scale="align_corners"):
       `[h, w, 2]` float32, pixels of the h×w grid.
 
     Raises:
-      ValueError: unknown `scale`, or a side shorter than two pixels.
+      UserError: unknown `scale`, or a side shorter than two pixels.
     """
     if scale not in ("align_corners", "public"):
-        raise ValueError(f"flow scale {scale!r}: expected 'align_corners' or 'public'.")
+        raise UserError(f"flow scale {scale!r}: expected 'align_corners' or 'public'.")
     flow = np.asarray(flow, np.float32)
     old_h, old_w = flow.shape[:2]
     new_h, new_w = size
     if min(old_h, old_w, new_h, new_w) < 2:
-        raise ValueError(f"Cannot resize flow of {old_h}x{old_w} to {new_h}x{new_w}: every side needs two pixels.")
+        raise UserError(f"Cannot resize flow of {old_h}x{old_w} to {new_h}x{new_w}: every side needs two pixels.")
     if (old_h, old_w) == (new_h, new_w):
         return flow.copy()
     x = np.linspace(0, old_w - 1, new_w, dtype=np.float64)

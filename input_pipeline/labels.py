@@ -8,6 +8,8 @@ The tables are those of the public DA-VSN code, which the field's results use.
 
 import numpy as np
 
+from input_pipeline.errors import UserError
+
 IGNORED = 255
 
 CLASSES = {
@@ -78,11 +80,11 @@ def train_id_table(dataset, setting):
       `[256]` uint8, 255 for every id that is not trained: `table[ids]` maps a whole image.
 
     Raises:
-      ValueError: the data set has no labels in that setting.
+      UserError: the data set has no labels in that setting.
     """
     if (dataset, setting) not in TRAIN_IDS:
         known = ", ".join(f"{d} with {s}" for d, s in TRAIN_IDS)
-        raise ValueError(f"No class table for data set {dataset!r} with label setting {setting!r}. Known: {known}.")
+        raise UserError(f"No class table for data set {dataset!r} with label setting {setting!r}. Known: {known}.")
     table = np.full(256, IGNORED, np.uint8)
     for file_id, train_id in TRAIN_IDS[dataset, setting].items():
         table[file_id] = train_id

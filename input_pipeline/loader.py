@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from input_pipeline import clips
+from input_pipeline.errors import UserError
 
 
 class _Clips:
@@ -132,16 +133,16 @@ def train_batches(
       `index` `[B]` int32 and `name`, a list of B str.
 
     Raises:
-      ValueError: the set does not hold what is asked for, a number makes no sense, or `state` is another stream's.
+      UserError: the set does not hold what is asked for, a number makes no sense, or `state` is another stream's.
     """
     source.check(offsets, flow_pairs)
     _check_numbers(source, batch_size, shard, num_threads)
     _check_crop(source, crop, label)
     for key, number in (("prefetch", prefetch), ("num_workers", num_workers)):
         if number < 0:
-            raise ValueError(f"{key}: expected 0 or more, found {number}.")
+            raise UserError(f"{key}: expected 0 or more, found {number}.")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected 0 to 2**32 - 1, found {seed}.")
+        raise UserError(f"seed: expected 0 to 2**32 - 1, found {seed}.")
     stream = {"seed": int(seed), "clips": len(source)}
     position = _position(state, stream)
     index, count = shard
@@ -186,7 +187,7 @@ def _position(state, stream):
         return 0
     found = {key: state.get(key) for key in stream}
     if found != stream or state.get("position", -1) < 0:
-        raise ValueError(f"Data position {state} does not belong to this stream ({stream}): other seed or other data.")
+        raise UserError(f"Data position {state} does not belong to this stream ({stream}): other seed or other data.")
     return state["position"]
 
 
@@ -199,13 +200,13 @@ def _read_options(num_threads, prefetch):
 def _check_numbers(source, batch_size, shard, num_threads):
     index, count = shard
     if batch_size < 1:
-        raise ValueError(f"batch_size: expected 1 or more, found {batch_size}.")
+        raise UserError(f"batch_size: expected 1 or more, found {batch_size}.")
     if not 0 <= index < count:
-        raise ValueError(f"shard: expected (index, count) with 0 <= index < count, found {shard}.")
+        raise UserError(f"shard: expected (index, count) with 0 <= index < count, found {shard}.")
     if num_threads < 0:
-        raise ValueError(f"num_threads: expected 0 or more, found {num_threads}.")
+        raise UserError(f"num_threads: expected 0 or more, found {num_threads}.")
     if len(source) == 0:
-        raise ValueError(f"{source.path}: the set holds no clips.")
+        raise UserError(f"{source.path}: the set holds no clips.")
 
 
 def _check_crop(source, crop, label):
@@ -213,9 +214,9 @@ def _check_crop(source, crop, label):
         return
     size, label_size = source.spec.size, source.spec.label_size
     if not (0 < crop[0] <= size[0] and 0 < crop[1] <= size[1]):
-        raise ValueError(f"crop: expected a window within the frames' {size}, found {tuple(crop)}.")
+        raise UserError(f"crop: expected a window within the frames' {size}, found {tuple(crop)}.")
     if label and label_size != size:
-        raise ValueError(
+        raise UserError(
             f"crop: labels have to be prepared at the frames' size {size} to be cropped with them, found label_size="
             f"{label_size}. Set DatasetSpec.label_size and prepare the set again."
         )
@@ -240,7 +241,7 @@ def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=
       clip only fills up the batch. `close()` ends its threads.
 
     Raises:
-      ValueError: the set does not hold what is asked for, or a number makes no sense.
+      UserError: the set does not hold what is asked for, or a number makes no sense.
     """
     source.check(offsets, flow_pairs)
     _check_numbers(source, batch_size, shard, num_threads)

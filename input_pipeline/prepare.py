@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import base, checks, cityscapes_seq, synthia_seq, viper
+from input_pipeline.errors import UserError
 
 BUILDERS = {"viper": viper.Viper, "synthia_seq": synthia_seq.SynthiaSeq, "cityscapes_seq": cityscapes_seq.CityscapesSeq}
 
@@ -37,8 +38,8 @@ def prepare(spec, prepared_dir, progress=print, threads=None):
     Raises:
       BadFilesError: files are missing or broken; lists all of them. With `spec.skip_bad` only where a whole folder of
         the layout is missing or no clip is left.
-      ValueError: the set was prepared from other raw files than are there now.
-      FileNotFoundError: `spec.list_file` does not exist.
+      UserError: the set was prepared from other raw files than are there now.
+      UserError: `spec.list_file` does not exist.
     """
     path = spec_lib.prepared_path(spec, prepared_dir)
     if path.is_dir():
@@ -64,7 +65,7 @@ def _check_fingerprint(spec, path):
         return
     stored = json.loads((path / "metadata.json").read_text(encoding="utf-8"))["fingerprint"]
     if _fingerprint(spec) != stored:
-        raise ValueError(
+        raise UserError(
             f"{path} was prepared from other files than {spec.raw_dir} holds now (names and sizes of its label files "
             "differ). Delete the prepared set to prepare it again, or put the raw files back."
         )

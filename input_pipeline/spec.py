@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from input_pipeline import labels
+from input_pipeline.errors import UserError
 
 # Changes whenever the same files and the same spec would give other prepared content.
 VERSION = "1.0.0"
@@ -35,7 +36,7 @@ class DatasetSpec:
       skip_bad: leaves clips with bad files out instead of stopping.
 
     Raises:
-      ValueError: a value is unknown, or two do not fit together.
+      UserError: a value is unknown, or two do not fit together.
     """
 
     name: str
@@ -86,7 +87,7 @@ class DatasetSpec:
 
 def _expect(condition, key, found, expected):
     if not condition:
-        raise ValueError(f"DatasetSpec.{key}: expected {expected}, found {found!r}.")
+        raise UserError(f"DatasetSpec.{key}: expected {expected}, found {found!r}.")
 
 
 def _is_size(size):
@@ -104,10 +105,10 @@ def read_list(path):
       The names in the file's order, without folders, endings, `_leftImg8bit` and `_gtFine_labelIds`.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      UserError: there is no such file.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"list_file: no such file: {path}. Expected a text file with one clip name a line.")
+        raise UserError(f"list_file: no such file: {path}. Expected a text file with one clip name a line.")
     lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
     stems = (Path(line).name.partition(".")[0] for line in lines if line)
     return [stem.removesuffix("_leftImg8bit").removesuffix("_gtFine_labelIds") for stem in stems]

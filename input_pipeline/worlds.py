@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.appearance import paint, sample_look
+from input_pipeline.errors import UserError
 from input_pipeline.street import exact_flow, render
 from input_pipeline.world_layouts import frame_path, frame_size, write_flow_pair, write_frame, write_label
 from input_pipeline.world_scenes import sample_scene
@@ -75,16 +76,16 @@ class WorldSpec:
 
     def __post_init__(self):
         if self.source_layout not in ("viper", "synthia_seq"):
-            raise ValueError(f"source_layout is {self.source_layout!r}; expected 'viper' or 'synthia_seq'.")
+            raise UserError(f"source_layout is {self.source_layout!r}; expected 'viper' or 'synthia_seq'.")
         for key in ("source_clips", "target_train_clips", "target_val_clips", "video_frames"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; expected at least 1.")
+                raise UserError(f"{key} is {getattr(self, key)}; expected at least 1.")
         if self.seed < 0 or self.workers < 0:
-            raise ValueError(f"seed is {self.seed} and workers is {self.workers}; expected 0 or more.")
+            raise UserError(f"seed is {self.seed} and workers is {self.workers}; expected 0 or more.")
         if min(self.size) < 32:
-            raise ValueError(f"size is {tuple(self.size)}; expected (height, width) of at least 32 pixels each.")
+            raise UserError(f"size is {tuple(self.size)}; expected (height, width) of at least 32 pixels each.")
         if not 0 <= self.gap[0] <= self.gap[1]:
-            raise ValueError(f"gap is {tuple(self.gap)}; expected (least, most) with 0 <= least <= most.")
+            raise UserError(f"gap is {tuple(self.gap)}; expected (least, most) with 0 <= least <= most.")
 
 
 @dataclass(frozen=True)
@@ -211,10 +212,10 @@ def _is_finished(content, root):
             return True
         keys = sorted(key for key in content.keys() | found.keys() if content.get(key) != found.get(key))
         changes = ", ".join(f"{key} is {found.get(key)!r} there and {content.get(key)!r} here" for key in keys)
-        raise ValueError(f"{root} holds another generated world: {changes}. Give another folder, or delete this one.")
+        raise UserError(f"{root} holds another generated world: {changes}. Give another folder, or delete this one.")
     others = [name for name in _FOLDERS if (root / name).exists()]
     if others and not (root / _UNFINISHED).exists():
-        raise ValueError(
+        raise UserError(
             f"{root} holds {', '.join(others)} but no {_MANIFEST}, so it was not written by this generator. "
             "Nothing was touched. Give an empty folder."
         )
@@ -236,7 +237,7 @@ def write_worlds(spec, root, progress=print):
       a folder with all frames of one more target video.
 
     Raises:
-      ValueError: the folder holds another world, or data that this generator did not write.
+      UserError: the folder holds another world, or data that this generator did not write.
     """
     root = Path(root)
     content, paths = _content(spec), _paths(spec, root)

@@ -16,24 +16,23 @@ import cv2
 import jax
 import numpy as np
 
+from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
+from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import analysis_plots, checkpoint, predict
 from stpl_jax.analysis_text import results_text
 from stpl_jax.metrics import feature_space
 from stpl_jax.page.data_uri import exact_uri, photo_uri
 from stpl_jax.rows import row_names
-from stpl_jax.run_log import write_atomically
 
-FOLDER = "analysis"
-RESULTS = "analysis.json"
-DRAWINGS = "drawings.json"
 _MOST_FRAME_WIDTH = 512
 _TSNE_STEPS = 500
 
 
-class AnalysisError(ValueError):
+class AnalysisError(UserError):
     """There is nothing to analyse."""
 
 
@@ -107,7 +106,7 @@ def present_checkpoints(config, workdir, rows):
 
 def row_checkpoint(config, workdir, row):
     """Returns the folder of a row's checkpoints, or the source model that was given in its stead; None if neither."""
-    own = Path(workdir) / row / checkpoint.FOLDER
+    own = run_folder.checkpoints(workdir, row)
     if own.is_dir():
         return own
     # A source model that was given and not trained here stays where it is.
@@ -158,7 +157,7 @@ def analyse(config, workdir, checkpoints, progress=print):
         "settings": json.loads(settings.to_json_best_effort()),
         "seed": config.seed,
     }
-    folder = Path(workdir) / FOLDER
+    folder = Path(workdir) / run_folder.ANALYSIS
     folder.mkdir(parents=True, exist_ok=True)
     shown, maps = _shown_clips(config, source, sample), _coloured(features, maps)
     analysis_plots.draw_neighbours(folder / "knn.png", results)
@@ -170,15 +169,15 @@ def analyse(config, workdir, checkpoints, progress=print):
         analysis_plots.draw_embeddings(folder / picture, results, subset, embeddings[subset], ids, classes)
         results["pictures"][f"tsne_{subset}"] = picture
         layouts[subset] = {"classes": ids.tolist(), "places": {n: _whole(x) for n, x in embeddings[subset].items()}}
-    write_atomically(folder / "analysis.md", results_text(results))
-    write_atomically(folder / DRAWINGS, json.dumps({"tsne": layouts, "maps": _panels(shown, maps)}))
-    write_atomically(folder / RESULTS, json.dumps(results, indent=1, allow_nan=False))
+    write_atomically(folder / run_folder.ANALYSIS_TEXT, results_text(results))
+    write_atomically(folder / run_folder.DRAWINGS, json.dumps({"tsne": layouts, "maps": _panels(shown, maps)}))
+    write_atomically(folder / run_folder.ANALYSIS_RESULTS, json.dumps(results, indent=1, allow_nan=False))
     progress(f"analyse  {folder / 'analysis.md'}")
 
 
 def read_results(workdir):
     """Reads `analysis.json`; None where there is none."""
-    file = Path(workdir) / FOLDER / RESULTS
+    file = Path(workdir) / run_folder.ANALYSIS / run_folder.ANALYSIS_RESULTS
     return json.loads(file.read_text()) if file.is_file() else None
 
 
@@ -189,7 +188,7 @@ def read_drawings(workdir):
       dict of `tsne` (subset -> `classes`, a train id for each point, and `places`, name -> [[x, y], ...], 0 to 1000)
       and `maps` (for each clip caption -> data URI: frame, label, each network's features).
     """
-    return json.loads((Path(workdir) / FOLDER / DRAWINGS).read_text())
+    return json.loads((Path(workdir) / run_folder.ANALYSIS / run_folder.DRAWINGS).read_text())
 
 
 def is_true(results, config, workdir):

@@ -17,14 +17,14 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
 import stpl_jax
-
-FOLDER = "checkpoints"
+from input_pipeline import run_folder
+from input_pipeline.errors import UserError
 
 # What a checkpoint's `meta["network"]` names; one without the entry holds a segmentation network.
 NETWORKS = {"accel": "a segmentation network", "flownet2": "an optical flow network"}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is not there or does not fit."""
 
 
@@ -124,7 +124,7 @@ def save_model(folder, variables, meta):
       variables: nested dict of arrays.
       meta: JSON-able; `network` is a name of `NETWORKS`, a segmentation network's if left out.
     """
-    with open_manager(Path(folder) / FOLDER) as manager:
+    with open_manager(Path(folder) / run_folder.CHECKPOINTS) as manager:
         manager.save(
             0,
             args=ocp.args.Composite(model=ocp.args.StandardSave(_to_tree(variables)), meta=ocp.args.JsonSave(meta)),
@@ -210,10 +210,10 @@ def find_checkpoint(path, row=None):
     path = Path(path)
     if path.name.isdigit() and (path / "model").is_dir():
         return path
-    candidates = [path, path / FOLDER]
-    settings = path / "config.json"
-    if settings.is_file() and not (path / FOLDER).is_dir():
-        candidates.append(path / (row or json.loads(settings.read_text())["method"]) / FOLDER)
+    candidates = [path, path / run_folder.CHECKPOINTS]
+    settings = path / run_folder.CONFIG
+    if settings.is_file() and not (path / run_folder.CHECKPOINTS).is_dir():
+        candidates.append(path / (row or json.loads(settings.read_text())["method"]) / run_folder.CHECKPOINTS)
     for folder in candidates:
         steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "model").is_dir()]
         if steps:

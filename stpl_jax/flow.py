@@ -16,16 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline import flow_files
+from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
 from input_pipeline.builders import layout as layout_lib
 from input_pipeline.domains import domain_spec, flow_folder, with_world
+from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 from input_pipeline.optical_flow import dis_flow
 from input_pipeline.prepare import BUILDERS
 from input_pipeline.spec import DatasetSpec, prepared_path
 from stpl_jax import checkpoint, parallel
 from stpl_jax.models.flownet2 import FlowNet2, estimate_flow, parameter_shapes
-from stpl_jax.run_log import write_atomically
 
 HOW_TO_CONVERT = (
     "Convert the released FlowNet2 checkpoint once, `python -m stpl_jax.convert flownet2 FILE OUTPUT`, and set "
@@ -37,7 +38,7 @@ ORIGIN = "estimated_with.json"
 _LEFTOVER_SECONDS = 3600.0
 
 
-class FlowError(ValueError):
+class FlowError(UserError):
     """Flow cannot be estimated; the message is for the user."""
 
 
@@ -119,7 +120,7 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     works = []
     for domain, extra in needs.items():
         spec = domain_spec(config, domain, extra, workdir)
-        prepared = config.data.prepared_dir or str(Path(workdir) / "data")
+        prepared = run_folder.prepared(config, workdir)
         if unprepared_only and prepared_path(spec, prepared).is_dir():
             continue
         folder = flow_folder(config, workdir, domain)

@@ -4,29 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 
-from input_pipeline.builders.checks import BadFilesError
+from input_pipeline import run_folder
+from input_pipeline.files import write_atomically
 from stpl_jax import analysis, checkpoint, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
-from stpl_jax.rows import EVALUATION, row_config, row_names
-from stpl_jax.run_log import write_atomically
-from stpl_jax.train import NonFiniteLoss, Validation, build_segmenter, check_same_run, train
-from stpl_jax.video import SourceError
-
-# What a person at the command line can mend: `main.py` prints these without a stack trace.
-USER_ERRORS = (
-    analysis.AnalysisError,
-    BadFilesError,
-    checkpoint.CheckpointError,
-    flow_extraction.FlowError,
-    NonFiniteLoss,
-    SourceError,
-    processes.ProcessError,
-    FileNotFoundError,
-)
+from stpl_jax.rows import row_config, row_names
+from stpl_jax.train import Validation, build_segmenter, check_same_run, train
 
 
 def auto(config, workdir, progress=print):
@@ -80,7 +67,7 @@ def evaluate(config, workdir, progress=print):
     """Scores again every row of the working directory that has a checkpoint, and writes the report anew."""
     _note_settings(config, workdir)
     rows = processes.from_first(
-        lambda: [row for row in row_names(config) if (Path(workdir) / row / checkpoint.FOLDER).is_dir()]
+        lambda: [row for row in row_names(config) if run_folder.checkpoints(workdir, row).is_dir()]
     )
     if not rows:
         raise checkpoint.CheckpointError(
@@ -88,9 +75,9 @@ def evaluate(config, workdir, progress=print):
         )
     for row in rows:
         settings = row_config(config, row)
-        stored = checkpoint.load_model(Path(workdir) / row / checkpoint.FOLDER)
+        stored = checkpoint.load_model(run_folder.checkpoints(workdir, row))
         score = _score(settings, workdir, stored, progress)
-        file = Path(workdir) / row / EVALUATION
+        file = run_folder.evaluation(workdir, row)
         before = json.loads(file.read_text()) if file.is_file() else {"best_on_validation": score}
         _write_evaluation(settings, workdir, row, stored.meta["source"], before | {"last": score})
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
@@ -110,7 +97,7 @@ def analyse(config, workdir, wanted=(), progress=print):
 
     def write():
         analysis.analyse(config, workdir, analysis.find_checkpoints(config, workdir, wanted), progress)
-        if any((Path(workdir) / row / EVALUATION).is_file() for row in row_names(config)):
+        if any(run_folder.evaluation(workdir, row).is_file() for row in row_names(config)):
             report.write_report(config, workdir, progress)
 
     processes.from_first(write)
@@ -143,7 +130,7 @@ def run_row(config, workdir, row, progress=print):
       CheckpointError: the row starts from a source model, and there is none; or it was done with other settings.
     """
     settings = row_config(config, row)
-    done = Path(workdir) / row / EVALUATION
+    done = run_folder.evaluation(workdir, row)
     before = processes.from_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
     if row == "source_only" and config.init_from:
         stored = checkpoint.load_model(config.init_from, row)
@@ -174,7 +161,7 @@ def source_model(config, workdir):
 
 
 def _own_source_model(workdir):
-    own = Path(workdir) / "source_only" / checkpoint.FOLDER
+    own = run_folder.checkpoints(workdir, "source_only")
     try:
         return str(checkpoint.find_checkpoint(own))
     except checkpoint.CheckpointError:
@@ -205,7 +192,7 @@ def _write_report(config, workdir, progress):
 
 def _note_settings(config, workdir):
     """Writes the run's settings down; several processes make sure that they are one run."""
-    file, text = Path(workdir) / "config.json", config.to_json_best_effort(indent=1)
+    file, text = Path(workdir) / run_folder.CONFIG, config.to_json_best_effort(indent=1)
     processes.from_first(lambda: write_atomically(file, text))
     processes.check_together(file, text)
 
@@ -247,4 +234,4 @@ def _write_evaluation(settings, workdir, row, source, scores):
         "config": json.loads(settings.to_json_best_effort()),
     }
     if processes.is_first():
-        write_atomically(Path(workdir) / row / EVALUATION, json.dumps(text, indent=1))
+        write_atomically(run_folder.evaluation(workdir, row), json.dumps(text, indent=1))

@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 from jax._src import distributed  # its client, which Orbax uses too, has no public name
 
+from input_pipeline.errors import UserError
+
 # A process that fails alone waits this long for the others to come to their end, too; then all are ended.
 SHUTDOWN_SECONDS = 60
 _WAIT_MILLISECONDS = 7 * 24 * 3600 * 1000
@@ -22,7 +24,7 @@ _FILE_SECONDS = 60
 _numbers = itertools.count()
 
 
-class ProcessError(RuntimeError):
+class ProcessError(UserError):
     """Processes that do not fit together, or another process that failed."""
 
 

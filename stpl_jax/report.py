@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from input_pipeline import run_folder
+from input_pipeline.files import write_atomically
 from stpl_jax import analysis, report_html, report_pictures
 from stpl_jax.report_numbers import (
     difference,
@@ -15,7 +17,6 @@ from stpl_jax.report_numbers import (
     seconds,
     settings_lines,
 )
-from stpl_jax.run_log import write_atomically
 
 
 def write_report(config, workdir, progress=print):
@@ -31,20 +32,20 @@ def write_report(config, workdir, progress=print):
       progress: called with lines of text.
 
     Raises:
-      FileNotFoundError: no row has been evaluated yet.
+      UserError: no row has been evaluated yet.
     """
     if jax.process_index():
         return
     workdir = Path(workdir)
     evaluations = read_evaluations(config, workdir)
     report = make_report(config, evaluations)
-    write_atomically(workdir / "report.json", json.dumps(report, indent=1, allow_nan=False))
+    write_atomically(workdir / run_folder.REPORT_NUMBERS, json.dumps(report, indent=1, allow_nan=False))
     models = report_pictures.load_models(config, workdir, evaluations, progress)
     pictures = report_pictures.write_pictures(config, workdir, models, progress) if models else []
     video = report_pictures.write_video(config, workdir, models, progress) if models and config.world.generate else None
     named = [(picture.name, picture.path) for picture in pictures]
-    text = report_text(report, config.method, named, report_pictures.VIDEO if video else None)
-    write_atomically(workdir / "report.md", text)
+    text = report_text(report, config.method, named, run_folder.VIDEO if video else None)
+    write_atomically(workdir / run_folder.REPORT_TEXT, text)
     curves = {row: read_curves(workdir, row) for row in evaluations}
     confusion = {row: evaluation["last"]["confusion"] for row, evaluation in evaluations.items()}
     results = analysis.read_results(workdir)
@@ -53,8 +54,8 @@ def write_report(config, workdir, progress=print):
         results = None
     drawings = analysis.read_drawings(workdir) if results else None
     page = report_html.page(report, config.method, curves, confusion, pictures, video, results, drawings)
-    write_atomically(workdir / "report.html", page)
-    progress(f"report  {workdir / 'report.md'}, and to look at: {workdir / 'report.html'}")
+    write_atomically(workdir / run_folder.REPORT_PAGE, page)
+    progress(f"report  {workdir / run_folder.REPORT_TEXT}, and to look at: {workdir / run_folder.REPORT_PAGE}")
 
 
 def report_text(report, method, pictures=(), video=None):

@@ -2,15 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 
 import jax
 
+from input_pipeline import run_folder
+from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
-from stpl_jax.rows import EVALUATION, row_names
+from stpl_jax.rows import row_names
 
-METRICS = "metrics.jsonl"
 _SCORES = ("miou", "temporal_consistency", "temporal_consistency_warped")
 
 
@@ -21,15 +21,15 @@ def read_evaluations(config, workdir):
       row -> content of its `evaluation.json`, in the order of the results table.
 
     Raises:
-      FileNotFoundError: there are none.
+      UserError: there are none.
     """
     rows = row_names(config)
-    files = {row: Path(workdir) / row / EVALUATION for row in rows}
+    files = {row: run_folder.evaluation(workdir, row) for row in rows}
     found = {row: json.loads(file.read_text()) for row, file in files.items() if file.is_file()}
     if not found:
-        raise FileNotFoundError(
-            f"{workdir}: no {EVALUATION} in any of {', '.join(rows)}. Train or score something first: --mode=auto, or "
-            "--mode=evaluate where there are checkpoints."
+        raise UserError(
+            f"{workdir}: no {run_folder.EVALUATION} in any of {', '.join(rows)}. Train or score something first: "
+            "--mode=auto, or --mode=evaluate where there are checkpoints."
         )
     return found
 
@@ -102,7 +102,7 @@ def read_curves(workdir, row):
     Returns:
       name -> ((step, value), ...) of each `loss/...` and of `validation/miou`; values that are not finite are left out.
     """
-    file, curves = Path(workdir) / row / METRICS, {}
+    file, curves = run_folder.metrics(workdir, row), {}
     for line in file.read_text().splitlines() if file.is_file() else ():
         try:
             entry = json.loads(line)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.labels import CLASSES, PALETTE
@@ -15,8 +16,6 @@ from stpl_jax.analysis import row_checkpoint
 from stpl_jax.page.data_uri import classes_uri, film_uri, photo_uri
 from stpl_jax.video import open_source, side_by_side, video_writer, write_image
 
-FRAMES_FOLDER = "frames"
-VIDEO = "video.mp4"
 # Narrower panels are enlarged by a whole factor.
 _LEAST_PANEL_WIDTH = 256
 # Slow enough to look at a street of 30 frames.
@@ -68,7 +67,7 @@ def load_models(config, workdir, evaluations, progress):
         if row not in evaluations:
             continue
         try:
-            models[row] = predict.load(row_checkpoint(config, workdir, row) or workdir / row / checkpoint.FOLDER)
+            models[row] = predict.load(row_checkpoint(config, workdir, row) or run_folder.checkpoints(workdir, row))
         except checkpoint.CheckpointError as error:
             progress(f"report  no pictures of {row}: {error}")
     return models
@@ -118,13 +117,13 @@ def write_pictures(config, workdir, models, progress):
         classes = {name: model.segment(frames, flow, size)[-1] for name, model in models.items()}
         classes["label"] = _resize(clip["label"], size, cv2.INTER_NEAREST)
         frame = _resize(clip["frames"][0], size, cv2.INTER_CUBIC)
-        path = f"{FRAMES_FOLDER}/{clip['name']}.png"
+        path = f"{run_folder.FRAMES}/{clip['name']}.png"
         panels = {"frame": frame} | {name: palette[ids] for name, ids in classes.items()}
         write_image(workdir / path, side_by_side(panels, _legend(config)))
         panels = {"frame": photo_uri(_resize(frame, small, cv2.INTER_AREA))}
         panels |= {name: classes_uri(_resize(x, small, cv2.INTER_NEAREST), palette) for name, x in classes.items()}
         pictures.append(Picture(clip["name"], path, panels))
-    progress(f"report  {len(pictures)} pictures in {workdir / FRAMES_FOLDER}")
+    progress(f"report  {len(pictures)} pictures in {workdir / run_folder.FRAMES}")
     return pictures
 
 
@@ -159,10 +158,10 @@ def write_video(config, workdir, models, progress):
 
     pictures = pictures()
     first = next(pictures)
-    with video_writer(workdir / VIDEO, first.shape[:2], _VIDEO_FPS) as write:
+    with video_writer(workdir / run_folder.VIDEO, first.shape[:2], _VIDEO_FPS) as write:
         for picture in itertools.chain([first], pictures):
             write(picture)
-    progress(f"report  {workdir / VIDEO}")
+    progress(f"report  {workdir / run_folder.VIDEO}")
     return _make_strip(("frame", *models), kept, every * 1000 / _VIDEO_FPS)
 
 

@@ -1,7 +1,6 @@
 """Rows of the results table: which a run has, and each one's configuration."""
 
-# File in a row's folder with its scores.
-EVALUATION = "evaluation.json"
+from input_pipeline.errors import UserError
 
 
 def row_config(config, row):
@@ -16,11 +15,11 @@ def row_config(config, row):
       `config.methods.<method>.own` replaces the run's optimiser; what the row itself says comes last.
 
     Raises:
-      ValueError: the profile is neither `paper` nor `own`.
+      UserError: the profile is neither `paper` nor `own`.
     """
     config = config.copy_and_resolve_references()
     if config.optim.profile not in ("paper", "own"):
-        raise ValueError(f"optim.profile is paper or own; found {config.optim.profile!r}.")
+        raise UserError(f"optim.profile is paper or own; found {config.optim.profile!r}.")
     with config.unlocked():
         changes = config.rows[row].to_dict() if row in config.rows else {}
         config.method = changes.pop("method", row)

@@ -2,21 +2,14 @@
 
 import itertools
 import json
-import os
 import statistics
 import time
 from pathlib import Path
 
 import tensorboardX
 
-
-def write_atomically(path, text):
-    """Writes a text file so that a reader, or a run that dies, never leaves or sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+from input_pipeline.files import write_atomically
+from input_pipeline.run_folder import METRICS
 
 
 class RunLog:
@@ -44,7 +37,7 @@ class RunLog:
         self.ends = []  # when each step of this process was done
         self.file = self.board = None
         if enabled:
-            path = Path(folder) / "metrics.jsonl"
+            path = Path(folder) / METRICS
             path.parent.mkdir(parents=True, exist_ok=True)
             _keep_until(path, start)
             self.file = path.open("a")

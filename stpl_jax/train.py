@@ -9,7 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from input_pipeline import run_folder
 from input_pipeline.domains import open_domain
+from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, evaluated_classes
 from input_pipeline.loader import eval_batches, train_batches
 from stpl_jax import checkpoint, parallel, processes
@@ -17,12 +20,11 @@ from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
 from stpl_jax.optim import poly_schedule
-from stpl_jax.rows import EVALUATION
-from stpl_jax.run_log import RunLog, write_atomically
+from stpl_jax.run_log import RunLog
 from stpl_jax.train_state import create_state, make_train_step
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """A loss, or the state after the step, that is infinite or not a number."""
 
 
@@ -64,7 +66,7 @@ def train(config, workdir, row, init_from=None, progress=print):
     seed_key = jax.random.key(config.seed)
 
     with processes.in_turn(
-        lambda: checkpoint.open_manager(folder / checkpoint.FOLDER, config.checkpoint.keep)
+        lambda: checkpoint.open_manager(run_folder.checkpoints(workdir, row), config.checkpoint.keep)
     ) as manager:
         newest = processes.from_first(manager.latest_step)
         start, positions, best = newest or 0, {}, None
@@ -151,7 +153,7 @@ def train(config, workdir, row, init_from=None, progress=print):
     if processes.is_first():
         text = {"row": row, "method": config.method, "source": origin, "last": last, "best_on_validation": best}
         text |= {"seconds_per_step": log.seconds_per_step(), "config": meta["config"]}
-        write_atomically(folder / EVALUATION, json.dumps(text, indent=1))
+        write_atomically(run_folder.evaluation(workdir, row), json.dumps(text, indent=1))
 
 
 def open_together(config, workdir, domain, needs=None, progress=print):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.builders.layout import read_image
+from input_pipeline.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # For a video file that does not tell its own, and for videos made of single frames.
@@ -18,7 +19,7 @@ DEFAULT_FPS = 25.0
 _MOST_ERRORS_SHOWN = 20
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """An input that is not there or cannot be read; the message names the file."""
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from input_pipeline import run_folder
 from stpl_jax import checkpoint, parallel
 from stpl_jax.checkpoint import CheckpointError
 from stpl_jax.methods import make_method
@@ -141,13 +142,13 @@ def test_other_networks_are_refused_with_both_shapes(tmp_path, trained, tiny_con
 
 def test_a_model_is_found_from_every_kind_of_folder(tmp_path, trained, tiny_variables):
     workdir = tmp_path / "run"
-    save(workdir / "stpl" / checkpoint.FOLDER, trained, steps=(3, 10))
+    save(workdir / "stpl" / run_folder.CHECKPOINTS, trained, steps=(3, 10))
     checkpoint.save_model(workdir / "source_only", tiny_variables, {"method": "source_only"})
     (workdir / "config.json").write_text(json.dumps({"method": "stpl"}))
-    newest = workdir / "stpl" / checkpoint.FOLDER / "10"
+    newest = workdir / "stpl" / run_folder.CHECKPOINTS / "10"
     adapted = {"params": trained.params["network"]["segmenter"], "batch_stats": trained.batch_stats}
     template = shapes_of(tiny_variables)
-    for path in (workdir, workdir / "stpl", workdir / "stpl" / checkpoint.FOLDER, newest, str(newest)):
+    for path in (workdir, workdir / "stpl", workdir / "stpl" / run_folder.CHECKPOINTS, newest, str(newest)):
         found = checkpoint.load_model(path, template=template)
         assert found.path == newest
         assert found.meta["step"] == 10
@@ -155,7 +156,7 @@ def test_a_model_is_found_from_every_kind_of_folder(tmp_path, trained, tiny_vari
     found = checkpoint.load_model(workdir, row="source_only")
     same(found.variables, tiny_variables)
     assert found.meta == {"method": "source_only"}
-    older = checkpoint.load_model(workdir / "stpl" / checkpoint.FOLDER / "3")
+    older = checkpoint.load_model(workdir / "stpl" / run_folder.CHECKPOINTS / "3")
     assert older.meta["step"] == 3
 
 
@@ -171,7 +172,7 @@ def test_nothing_there_says_where_it_looked(tmp_path):
 
 def test_a_model_alone_is_no_training_state(tmp_path, trained, tiny_variables):
     checkpoint.save_model(tmp_path, tiny_variables, {})
-    folder = tmp_path / checkpoint.FOLDER
+    folder = tmp_path / run_folder.CHECKPOINTS
     with checkpoint.open_manager(folder) as manager, pytest.raises(CheckpointError, match="no item 'train'"):
         checkpoint.restore(manager, 0, shapes_of(trained))
 

@@ -8,6 +8,7 @@ import raw_trees
 from ml_collections import ConfigDict
 from PIL import Image
 
+from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, PALETTE, colour_table, train_id_table
 from stpl_jax import checkpoint, predict, report
 from stpl_jax.models.accel import initial_variables, make_segmenter
@@ -115,9 +116,7 @@ def test_no_gap_and_scores_that_are_not_defined(tmp_path, config):
 
 
 def test_nothing_to_report(tmp_path, config):
-    with pytest.raises(
-        FileNotFoundError, match="no evaluation.json in any of source_only, bn_statistics, oracle, stpl"
-    ):
+    with pytest.raises(UserError, match="no evaluation.json in any of source_only, bn_statistics, oracle, stpl"):
         report.write_report(config, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ import numpy as np
 from input_pipeline import flow_files, labels
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import layout as layout_lib
+from input_pipeline.errors import UserError
 
 _NO_FILE = "no such file"
 
@@ -34,7 +35,7 @@ class BadFile:
         return f"{self.path}: expected {self.expected}, found {self.found}"
 
 
-class BadFilesError(ValueError):
+class BadFilesError(UserError):
     """Raw files are missing or broken; the message lists all of them.
 
     Attributes:

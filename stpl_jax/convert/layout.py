@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from flax import traverse_util
 
+from input_pipeline.errors import capped
 from stpl_jax.convert import ConvertError
-from stpl_jax.convert.torch_files import capped
 
 
 @dataclasses.dataclass(frozen=True)

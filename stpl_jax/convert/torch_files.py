@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.errors import capped
 from stpl_jax.convert import ConvertError
 
 _INSTALL = "Reading and writing PyTorch's files needs PyTorch: pip install -r requirements-convert.txt"
@@ -142,11 +143,6 @@ def _describe(value):
     if isinstance(value, Mapping):
         return f"a mapping with the keys {', '.join(map(repr, list(value)[:8]))}" if value else "an empty mapping"
     return f"{type(value).__name__} {value!r}"[:80]
-
-
-def capped(lines, most=20):
-    """Returns the first lines, and how many more there are."""
-    return lines[:most] + ([f"  ... and {len(lines) - most} more"] if len(lines) > most else [])
 
 
 def write_file(path, arrays, others=None):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from input_pipeline.errors import UserError
 from stpl_jax.methods.bn_statistics import BNStatistics
 from stpl_jax.methods.da_vsn import DAVSN
 from stpl_jax.methods.fda import FDA
@@ -43,8 +44,8 @@ def make_method(config, segmenter):
     """Builds the method that `config.method` names.
 
     Raises:
-      ValueError: there is no method of that name.
+      UserError: there is no method of that name.
     """
     if config.method not in METHODS:
-        raise ValueError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
+        raise UserError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
     return METHODS[config.method](config, segmenter)

@@ -1,5 +1,6 @@
 """The control that the paper lacks: forward passes on target, which move the running averages; nothing is trained."""
 
+from input_pipeline.errors import UserError
 from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import extract, frames_first
 
@@ -9,7 +10,7 @@ class BNStatistics(Method):
 
     def __init__(self, config, segmenter):
         if config.batch_norm.mode == "running":
-            raise ValueError(
+            raise UserError(
                 "method=bn_statistics moves the running averages, and batch_norm.mode=running keeps them as they are: "
                 "nothing would change. Use batch_norm.mode=batch or sync."
             )

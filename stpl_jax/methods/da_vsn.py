@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from input_pipeline.errors import UserError
 from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import entropy
@@ -47,7 +48,7 @@ class DAVSN(Method):
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.da_vsn
         if self.settings.propagation not in PROPAGATIONS:
-            raise ValueError(
+            raise UserError(
                 f"methods.da_vsn.propagation is one of {PROPAGATIONS}, found {self.settings.propagation!r}."
             )
         self.needs = {"target": DomainNeeds()}

@@ -10,6 +10,7 @@ that the publication has, at feature resolution, from the first step on. One β,
 predictions of three networks (0.01, 0.05, 0.09) and trains them again on their own labels.
 """
 
+from input_pipeline.errors import UserError
 from stpl_jax.losses.entropy import robust_entropy
 from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
@@ -23,7 +24,7 @@ class FDA(Method):
 
     def __init__(self, config, segmenter):
         if config.source_free:
-            raise ValueError(
+            raise UserError(
                 "method=fda restyles source frames and learns from their labels: without source data only its entropy "
                 "term is left, which the paper has no row for. Set source_free=False."
             )

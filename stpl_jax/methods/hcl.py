@@ -20,6 +20,7 @@ they never change and are G's (the public code copies G's to both).
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, DomainNeeds, Method
@@ -36,10 +37,10 @@ class HCL(Method):
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.hcl
         if self.settings.pseudo_labels not in LABELLERS:
-            raise ValueError(f"methods.hcl.pseudo_labels is one of {LABELLERS}, found {self.settings.pseudo_labels!r}.")
+            raise UserError(f"methods.hcl.pseudo_labels is one of {LABELLERS}, found {self.settings.pseudo_labels!r}.")
         for name in ("refresh_every", "pixels"):
             if self.settings[name] < 1:
-                raise ValueError(f"methods.hcl.{name} is 1 or more, found {self.settings[name]}.")
+                raise UserError(f"methods.hcl.{name} is 1 or more, found {self.settings[name]}.")
         self.needs = {"target": DomainNeeds()}
         head = self.settings.projection
         self.projection = Projection(head.hidden, head.dim, head.init, segmenter.param_dtype)

@@ -14,6 +14,7 @@ row is scored by the weights that were trained. Its colour operations are OpenCV
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, DomainNeeds, Method
 from stpl_jax.methods.forward import clip_scores
@@ -29,7 +30,7 @@ class PixMatch(Method):
 
     def __init__(self, config, segmenter):
         if config.source_free:
-            raise ValueError(
+            raise UserError(
                 "method=pixmatch without source data would be self-training on its own unfiltered predictions, which "
                 "the paper has no row for. Set source_free=False, or use method=self_training."
             )

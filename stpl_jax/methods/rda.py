@@ -24,6 +24,7 @@ x_t. Distances between predictions are at feature resolution.
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import self_information
@@ -44,13 +45,13 @@ class RDA(Method):
 
     def __init__(self, config, segmenter):
         if config.source_free:
-            raise ValueError(
+            raise UserError(
                 "method=rda aligns target with source by a discriminator that must see both, and attacks with source "
                 "amplitudes: nothing of it is left without source data. Set source_free=False."
             )
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.rda
         if not 0 < self.settings.share <= 1:
-            raise ValueError(
+            raise UserError(
                 f"methods.rda.share is a share of the bands, above 0 and up to 1; found {self.settings.share}."
             )
         self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}

@@ -12,6 +12,7 @@ say which pixels are of one class; clean pixels are queries, augmented ones keys
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean, pixel_contrast
 from stpl_jax.losses.pseudo_labels import confident_pixels
@@ -42,12 +43,12 @@ class STPL(Method):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.stpl
         self.objective = objective or self.settings.objective
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"methods.stpl.objective is one of {OBJECTIVES}, found {self.objective!r}.")
+            raise UserError(f"methods.stpl.objective is one of {OBJECTIVES}, found {self.objective!r}.")
         if self.settings.contrast.scope not in SCOPES:
-            raise ValueError(f"methods.stpl.contrast.scope is one of {SCOPES}, found {self.settings.contrast.scope!r}.")
+            raise UserError(f"methods.stpl.contrast.scope is one of {SCOPES}, found {self.settings.contrast.scope!r}.")
         self.num_frames = config.num_frames if self.objective == "stpl" else 2
         if self.num_frames < 2:
-            raise ValueError(f"num_frames is 2 or more, found {self.num_frames}.")
+            raise UserError(f"num_frames is 2 or more, found {self.num_frames}.")
         earlier = range(1, self.num_frames)
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
         remat = config.model.backbone.remat != "none"

@@ -13,6 +13,7 @@ flow as in inference.
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean
 from stpl_jax.losses.pseudo_labels import confident_pixels
@@ -28,7 +29,7 @@ class STPLPlus(Method):
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.stpl_plus
         if config.batch_norm.mode != "batch":
-            raise ValueError(
+            raise UserError(
                 f"stpl_plus normalises clips by their own statistics: batch_norm.mode is batch for it, found "
                 f"{config.batch_norm.mode!r}."
             )

@@ -18,6 +18,7 @@ random point. What was cut off does not count. `source_free` leaves the target t
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.methods.base import Aux, DomainNeeds, Method
@@ -37,7 +38,7 @@ class TPS(Method):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.tps
         low, high = self.settings.scale
         if not 0.5 <= low <= high:
-            raise ValueError(f"methods.tps.scale is (smallest, largest), from 0.5 on; found {(low, high)}.")
+            raise UserError(f"methods.tps.scale is (smallest, largest), from 0.5 on; found {(low, high)}.")
         self.needs = {"target": DomainNeeds((0, 1, 2), ((0, 1), (1, 2)))}
         if not config.source_free:
             self.needs["source"] = DomainNeeds(labels=True)

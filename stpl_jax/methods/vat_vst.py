@@ -19,6 +19,7 @@ side. `source_free` leaves stage two, for all steps.
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.contrastive import masked_mean
@@ -41,9 +42,9 @@ class VATVST(Method):
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.vat_vst
         if self.settings.window < 2:
-            raise ValueError(f"methods.vat_vst.window is 2 frames or more, found {self.settings.window}.")
+            raise UserError(f"methods.vat_vst.window is 2 frames or more, found {self.settings.window}.")
         if not 0 <= self.settings.stage1_share <= 1:
-            raise ValueError(f"methods.vat_vst.stage1_share is a share, in 0..1; found {self.settings.stage1_share}.")
+            raise UserError(f"methods.vat_vst.stage1_share is a share, in 0..1; found {self.settings.stage1_share}.")
         earlier = range(1, self.settings.window)
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
         if not config.source_free:

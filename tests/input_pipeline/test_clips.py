@@ -7,6 +7,7 @@ import pytest
 from raw_trees import write_viper
 
 from input_pipeline import clips
+from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
 
@@ -81,5 +82,5 @@ def test_a_source_pickles(source):
 
 
 def test_a_folder_without_a_set_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run prepare first"):
+    with pytest.raises(UserError, match="run prepare first"):
         clips.open_clips(tmp_path)

@@ -13,6 +13,7 @@ from raw_trees import frame_pixels, write_cityscapes_seq, write_synthia_seq, wri
 
 from input_pipeline import clips, flow_files
 from input_pipeline.builders.checks import BadFilesError, Progress, ordered_map
+from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec, prepared_path
 
@@ -147,7 +148,7 @@ def test_list_file_restricts_the_set_and_names_frames_without_label(tmp_path):
     listed.write_text("aachen_000001_000018\naachen_000001_000019\n")
     with pytest.raises(BadFilesError, match="aachen_000001_000018"):
         prepare(spec, tmp_path / "prepared", lambda line: None)
-    with pytest.raises(FileNotFoundError, match="absent"):
+    with pytest.raises(UserError, match="absent"):
         prepare(dataclasses.replace(spec, list_file=str(tmp_path / "absent.txt")), tmp_path / "prepared")
 
 
