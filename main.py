@@ -68,7 +68,8 @@ def main(argv):
             getattr(modes, FLAGS.mode)(config, workdir, progress)
     except (UserError, OSError) as error:
         # The message says what to do; a traceback of our own functions would hide it.
-        sys.exit(f"{who}{type(error).__name__}: {error}")
+        print(f"{who}{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

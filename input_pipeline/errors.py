@@ -5,8 +5,16 @@ class UserError(ValueError):
     """An input, a file or a setting that does not fit.
 
     The message says which one, what was expected, what was found and what to do. `main.py` prints it without a
-    traceback and ends with exit code 1.
+    traceback and ends with `exit_code`.
     """
+
+    exit_code = 1
+
+
+class Incomplete(UserError):
+    """The work is done and its results are written, but part of the input was left out; the message says which."""
+
+    exit_code = 3
 
 
 def capped(lines, most=20):
