@@ -11,7 +11,8 @@ from tiny_run import tiny_run_config
 
 from stpl_jax import checkpoint, modes
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.train import NonFiniteLoss, Stopped, train
+from stpl_jax.stopping import Stopped
+from stpl_jax.train import NonFiniteLoss, train
 
 
 @pytest.fixture(scope="module")
