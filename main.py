@@ -46,6 +46,11 @@ def main(argv):
             stop.check()
     except Stopped as stopped:
         _tell(stopped.message)
+        if not FLAGS.coordinator and not FLAGS.distributed:
+            # Everything is closed by now. Threads in which a library is still at work can crash an interpreter that
+            # shuts down around them.
+            sys.stdout.flush()
+            os._exit(stopped.code)
         raise
     except (UserError, OSError) as error:
         _tell(f"{type(error).__name__}: {error}")
@@ -90,8 +95,8 @@ def run(config, workdir):
 
 def _tell(line):
     jax = sys.modules.get("jax")
-    several = jax is not None and FLAGS.coordinator and jax.process_count() > 1
-    print((f"process {jax.process_index()}: " if several else "") + line, file=sys.stderr)
+    several = jax is not None and (FLAGS.coordinator or FLAGS.distributed) and jax.process_count() > 1
+    print((f"process {jax.process_index()}: " if several else "") + line, file=sys.stderr, flush=True)
 
 
 def parse(argv):
