@@ -163,7 +163,7 @@ def test_a_killed_run_leaves_no_torn_file(config, tmp_path, monkeypatch):
     # What SIGKILL would have left, an hour later; a younger one may be a living process's.
     folder = tmp_path / "flow" / "val"
     folder.mkdir(parents=True, exist_ok=True)
-    old, young = (folder / f".lindau_000000_000018_000017_int16_x10.npy.{name}" for name in ("old", "young"))
+    old, young = (folder / f".lindau_000000_000018_000017_int16_x10.{name}.partial.npy" for name in ("old", "young"))
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
