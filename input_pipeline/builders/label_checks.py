@@ -11,8 +11,12 @@ _PRESENT = 0.02
 # Another numbering is taken to be the true one if it has a name for most pixels, shows several common classes, and
 # fits this many times better: over a set, and in one file, where few classes may be in view.
 _NAMED, _NAMED_IN_FILE = 0.75, 0.9
+# Train ids have one id for all that has no class, 255: there are no others.
+_NAMED_BY_TRAIN_IDS = 0.98
 _COMMON_LEAST, _COMMON_LEAST_IN_FILE = 2, 3
 _BETTER, _BETTER_IN_FILE = 2.0, 3.0
+# From here on up to that a set is doubtful: the user is warned.
+_DOUBTFUL = 1.25
 _NAMES_SHOWN = 3
 
 
@@ -46,7 +50,7 @@ def check_labels(spec, counts):
             faults[path] = f"{_in_words(found)}, which fit {odd[0]}"
     share = total[ignored].sum() / total.sum()
     lines = [f"labels hold {np.count_nonzero(total)} ids, {share:.1%} of the pixels are ignored"]
-    if other and other[1] > 1:
+    if other and other[1] >= _DOUBTFUL:
         lines.append(f"warning: the label {seen} fit {other[0]} better: are the files the right ones?")
     elif share > 0.5:
         lines.append(f"warning: more than half of the label pixels are ignored: {seen}")
@@ -90,7 +94,8 @@ def _other_numbering(dataset, counts, named_least, common_least):
     found = []
     for name, numbering in labels.numberings().items():
         share, common, score = _fit(numbering, counts)
-        if numbering != own and share >= named_least and common >= common_least:
+        least = _NAMED_BY_TRAIN_IDS if sorted(numbering) == list(range(len(numbering))) else named_least
+        if numbering != own and share >= least and common >= common_least:
             found.append((score, name, share))
     if not found:
         return None

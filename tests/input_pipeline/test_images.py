@@ -18,8 +18,10 @@ SIZE = (5, 7)
 
 
 def draw(channels=(), depth=8, seed=0):
-    return np.random.default_rng(seed).integers(0, 2**depth, (*SIZE, *channels)).astype(
-        np.uint8 if depth == 8 else np.uint16
+    return (
+        np.random.default_rng(seed)
+        .integers(0, 2**depth, (*SIZE, *channels))
+        .astype(np.uint8 if depth == 8 else np.uint16)
     )
 
 

@@ -1,4 +1,4 @@
-"""The one reader of labels: ids come out as they are stored, and what only looks like ids is refused with what it is."""
+"""The one reader of labels: ids come out as they are stored; what only looks like ids is refused with what it is."""
 
 import cv2
 import image_bytes
@@ -142,7 +142,9 @@ def test_train_ids_in_the_classes_colours(tmp_path):
 
 def test_colours_are_named(tmp_path):
     road = Image.new("RGB", (8, 8), COLOURS["road"])
-    expected = r"f_gtFine_labelIds\.png: {} \(most often \(128, 64, 128\), the colour of road\).*\*_gtFine_labelIds\.png"
+    expected = (
+        r"f_gtFine_labelIds\.png: {} \(most often \(128, 64, 128\), the colour of road\).*\*_gtFine_labelIds\.png"
+    )
     with pytest.raises(UserError, match=expected.format("RGB colours")):
         read_ids(save(tmp_path, road), "cityscapes_seq")
     with pytest.raises(UserError, match=expected.format("RGBA colours")):
