@@ -94,10 +94,10 @@ def decode(path):
             stored = Stored(image, image.format, _depth(image, data), orientation)
     except Image.UnidentifiedImageError:
         kinds = "PNG, JPEG, WebP, BMP or TIFF"
-        raise UserError(f"{path}: a file that cannot be decoded as {kinds}; it starts with {data[:16]!r}.") from None
+        raise UserError(f"{path}: cannot be decoded as {kinds}; it starts with {data[:16]!r}.") from None
     # PIL's decoders raise many types on broken data (OSError, SyntaxError, struct.error, …).
     except Exception as error:
-        raise UserError(f"{path}: an image that cannot be decoded ({error}).") from error
+        raise UserError(f"{path}: cannot be decoded ({str(error) or type(error).__name__}).") from error
     if pictures > 1:
         raise UserError(
             f"{path}: {pictures} pictures in one file (animation or pages), where one was expected. Split it up."

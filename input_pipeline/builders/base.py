@@ -66,7 +66,7 @@ def _png(pixels):
 
 
 def read_frame(path, spec, layout):
-    """Reads a frame as the network is to see it: cut, then resized bicubic by PIL.
+    """Reads a frame as the network is to see it: as a person sees it, cut, then resized bicubic by PIL.
 
     Args:
       path: image file.
@@ -75,6 +75,9 @@ def read_frame(path, spec, layout):
 
     Returns:
       `[H, W, 3]` uint8 RGB at `spec.size`.
+
+    Raises:
+      UserError: the file cannot be read as an image; names it.
     """
     image = read_image(path)
     rows = layout.rows_kept(image.height)
@@ -93,6 +96,9 @@ def read_label(path, spec, layout):
 
     Returns:
       `[H, W]` uint8 train ids, 255 = ignored, at `spec.label_size` or at the file's own size (after the cut).
+
+    Raises:
+      UserError: the file holds no class ids; names it.
     """
     ids = label_files.read_ids(path, spec.name)
     classes = labels.train_id_table(spec.name, spec.classes)[ids]
@@ -115,6 +121,9 @@ def read_stored_flow(path, spec, layout, raw_size):
 
     Returns:
       `[H, W, 2]` int16 (ten times the value in pixels) at `spec.size`.
+
+    Raises:
+      UserError: the file cannot be read, or not every pixel has flow that can be stored; names it.
     """
     flow = flow_files.read_flow(path)
     if flow.shape[:2] == raw_size:

@@ -9,7 +9,7 @@ import image_bytes
 import numpy as np
 import pytest
 from image_bytes import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk
-from PIL import Image
+from PIL import Image, ImageCms
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import IMAGE_SUFFIXES, read_image
@@ -266,8 +266,6 @@ def test_of_a_cameras_multi_picture_jpeg_the_first_is_the_photo(tmp_path):
 
 
 def test_a_colour_profile_changes_nothing(tmp_path):
-    from PIL import ImageCms
-
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(draw((3,))).save(tmp_path / "f.png", icc_profile=profile)
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "f.png")), draw((3,)))

@@ -114,10 +114,10 @@ def encoders():
     yield "smooth", lambda image: image.resize((61, 50), Image.Resampling.BICUBIC).quantize()
 
 
-@pytest.mark.parametrize(("name", "encode"), encoders(), ids=[name for name, _ in encoders()])
+@pytest.mark.parametrize("encode", [pytest.param(encode, id=name) for name, encode in encoders()])
 @pytest.mark.parametrize("kind", ["classes' colours", "other colours"])
 @pytest.mark.parametrize("dataset", ["viper", "cityscapes_seq"])
-def test_colours_that_an_encoder_has_numbered(tmp_path, name, encode, kind, dataset):
+def test_colours_that_an_encoder_has_numbered(tmp_path, encode, kind, dataset):
     image = in_colours(ids_of())
     if kind == "other colours":
         image = Image.fromarray(np.asarray(image)[..., ::-1] // 2 + 9)
