@@ -10,12 +10,13 @@ Every pixel must have flow. What formats have for unknown flow is refused: NaN a
 files, and the ends of int16, where a value was clipped on its way into the file.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import whole_file
+from input_pipeline.files import write_atomically
 
 # Stored value per pixel of motion in the int16 files.
 UNITS_PER_PIXEL = 10
@@ -207,12 +208,12 @@ def write_flow(path, flow):
         raise UserError(f"{path}: flow is written as .npy; give a name that ends in .npy.")
     if flow.ndim != 3 or flow.shape[2] != 2:
         raise UserError(f"{path}: expected finite flow of shape [H, W, 2], found shape {list(flow.shape)}.")
+    stored = io.BytesIO()
     try:
-        stored = to_int16(flow)
+        np.save(stored, to_int16(flow))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, stored)
+    write_atomically(path, stored.getvalue())
 
 
 def resize_flow(flow, size, scale="align_corners"):

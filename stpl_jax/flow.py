@@ -296,7 +296,7 @@ def _write_file(item):
 def _clear_leftovers(folders):
     """Removes the temporary files of runs that were killed while they wrote."""
     for folder in folders:
-        for path in folder.glob(".*_int16_x10.*.partial.npy"):
+        for path in folder.glob(".*.partial.npy"):
             if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                 path.unlink(missing_ok=True)
 

@@ -157,18 +157,13 @@ def list_clips(spec, layout):
       layout: `Layout`.
 
     Returns:
-      (clips, bad): list of `ClipFiles`, and a list of `BadFile` with the names of the list file that have no label.
-
-    Raises:
-      BadFilesError: there is no labelled frame at all; says what the folders of the labels hold.
+      (clips, bad): list of `ClipFiles`, and a list of `BadFile` with the names of the list file that have no label, or
+      with what the folders of the labels hold where there is no labelled frame at all.
     """
     clips = layout.list_clips(spec)
     if not clips:
         folders = layout.folders(spec)[1::2]
-        found = near_misses.describe_files(folders)
-        raise BadFilesError(
-            spec, [BadFile(_common_folder(folders), f"labels {layout.labels}", found)], f"Expected {layout.expected}."
-        )
+        return [], [BadFile(_common_folder(folders), f"labels {layout.labels}", near_misses.describe_files(folders))]
     if not spec.list_file:
         return clips, []
     # A SYNTHIA list may hold bare frame numbers, which name a frame as long as there is one sequence.
