@@ -41,8 +41,11 @@ def check_labels(spec, counts):
     other = _other_numbering(spec.name, total, _NAMED, _COMMON_LEAST)
     if other and other[1] >= _BETTER:
         return f"{seen}, which fit {other[0]}", {}, []
-    if not total[scored[table]].sum():
-        return f"{seen}, and no pixel of a class that is scored (setting {spec.classes})", {}, []
+    blank = f"{seen}, and no pixel of a class that is scored (setting {spec.classes})"
+    is_blank = not total[scored[table]].sum()
+    # Labels of a training set may never be asked for: most methods adapt without them.
+    if is_blank and spec.label_size is None:
+        return blank, {}, []
     faults = {}
     for path, found in counts.items():
         odd = _other_numbering(spec.name, found, _NAMED_IN_FILE, _COMMON_LEAST_IN_FILE)
@@ -52,6 +55,8 @@ def check_labels(spec, counts):
     lines = [f"labels hold {np.count_nonzero(total)} ids, {share:.1%} of the pixels are ignored"]
     if other and other[1] >= _DOUBTFUL:
         lines.append(f"warning: the label {seen} fit {other[0]} better: are the files the right ones?")
+    elif is_blank:
+        lines.append(f"warning: the labels hold {blank}: nothing can be trained with them")
     elif share > 0.5:
         lines.append(f"warning: more than half of the label pixels are ignored: {seen}")
     empty = sorted(str(path) for path, found in counts.items() if found[ignored].sum() == found.sum())

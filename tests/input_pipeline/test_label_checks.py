@@ -195,6 +195,13 @@ def test_all_255_labels_end_the_preparation(tmp_path):
         prepare_it(spec_of("cityscapes_seq", tmp_path / "raw", split="val"), tmp_path)
 
 
+def test_all_255_labels_of_a_training_set_are_told(tmp_path):
+    write_cityscapes_seq(tmp_path / "raw", ids=(255,))
+    lines = prepare_it(spec_of("cityscapes_seq", tmp_path / "raw", label_size=(18, 32)), tmp_path)
+    (line,) = [line for line in lines if "nothing can be trained with them" in line]
+    assert "warning: the labels hold ids 255 (100%)" in line
+
+
 def test_one_all_255_label_is_told(tmp_path):
     write_cityscapes_seq(tmp_path / "raw")
     path = tmp_path / "raw/gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png"
