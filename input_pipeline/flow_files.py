@@ -7,13 +7,13 @@ Files are `.npy`, int16, `[H, W, 2]`, ten times the value in pixels (the field's
 `.flo`, float32.
 """
 
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 
 # Stored value per pixel of motion in the int16 files.
 UNITS_PER_PIXEL = 10
@@ -148,23 +148,16 @@ def write_flow(path, flow):
 
     Raises:
       UserError: the ending is not `.npy`, or the flow has another shape or a value that is not finite.
+      OSError: the file cannot be written; names it.
     """
     path, flow = Path(path), np.asarray(flow)
     if path.suffix != ".npy":
         raise UserError(f"{path}: flow is written as .npy; give a name that ends in .npy.")
     if flow.ndim != 3 or flow.shape[2] != 2 or not np.isfinite(flow).all():
         raise UserError(f"{path}: expected finite flow of shape [H, W, 2], found shape {list(flow.shape)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, to_int16(flow))
-        # mkstemp makes private files; flow is shared like any other data file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    stored = io.BytesIO()
+    np.save(stored, to_int16(flow))
+    write_atomically(path, stored.getvalue())
 
 
 def resize_flow(flow, size, scale="align_corners"):
