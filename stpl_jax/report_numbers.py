@@ -7,6 +7,7 @@ import jax
 
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
+from input_pipeline.json_form import WHOLE, is_number
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
 from stpl_jax.rows import row_names
@@ -92,27 +93,45 @@ def _share(low, value, high):
     return (value - low) / (high - low)
 
 
-def read_curves(workdir, row):
+def read_curves(workdir, row, progress=print):
     """Reads what a row logged as it was trained.
 
     Args:
       workdir: the run's folder.
       row: name of the row.
+      progress: told once how many lines are damaged, if there are any; they are left out.
 
     Returns:
       name -> ((step, value), ...) of each `loss/...` and of `validation/miou`; values that are not finite are left out.
     """
-    file, curves = run_folder.metrics(workdir, row), {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
+    file, curves, damaged = run_folder.metrics(workdir, row), {}, 0
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
-            entry = json.loads(line)
-        except ValueError:
-            # The last line of a run that was killed while it wrote.
+            entry = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            entry = None
+        if not _is_logged(entry):
+            damaged += 1
             continue
         for name, value in entry.items():
-            if (name.startswith("loss/") or name == "validation/miou") and math.isfinite(value):
+            if _is_shown(name) and is_number(value):
                 curves.setdefault(name, []).append((entry["step"], value))
+    if damaged:
+        progress(f"report  {file}: {damaged} damaged lines are left out of the curves")
     return {name: tuple(points) for name, points in curves.items()}
+
+
+def _is_shown(name):
+    return name.startswith("loss/") or name == "validation/miou"
+
+
+def _is_logged(entry):
+    """Whether a line has the form that training writes: a step, and numbers, which may be infinite or none."""
+    return (
+        isinstance(entry, dict)
+        and WHOLE.fits(entry.get("step"))
+        and all(is_number(value) or isinstance(value, float) for name, value in entry.items() if _is_shown(name))
+    )
 
 
 def settings_lines(report):
