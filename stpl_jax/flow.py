@@ -173,11 +173,12 @@ class _Work:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One flow file, and the images of the two frames."""
+    """One flow file, the images of the two frames, and when what is there by now was written (None: nothing is)."""
 
     file: Path
     frame: Path
     earlier: Path
+    written: int | None
 
 
 def _find_work(spec, folder):
@@ -198,6 +199,10 @@ def _is_complete(path):
     except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def _written(path):
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _npy_name(path):
@@ -240,7 +245,7 @@ def _checked(works, threads, progress):
         if bad:
             progress(f"flow  {work.name}: skip_bad leaves out {len(clips) - len(good)} clips, {len(bad)} bad files")
         names = {clip.name for clip in good}
-        jobs = {f: _Job(f, c.frames[a], c.frames[b]) for c, (a, b), f in work.pending if c.name in names}
+        jobs = {f: _Job(f, c.frames[a], c.frames[b], _written(f)) for c, (a, b), f in work.pending if c.name in names}
         results.append((work, (list(jobs.values()), raw_size)))
     if len(errors) == 1:
         raise errors[0]
@@ -259,7 +264,7 @@ def _write_flow(work, todo, estimator, origin, config, progress):
         _check_origin(work.folder, origin)
         _clear_leftovers({job.file.parent for job in jobs})
         # Another run may have written some by now.
-        jobs = [job for job in jobs if not _is_complete(job.file)]
+        jobs = [job for job in jobs if _written(job.file) == job.written or not _is_complete(job.file)]
         return _estimate(work, jobs, raw_size, estimator, origin, config, progress) if jobs else 0
 
 
