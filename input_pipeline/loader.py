@@ -15,6 +15,7 @@ from absl import flags
 
 from input_pipeline import clips
 from input_pipeline.errors import UserError
+from input_pipeline.workers import serve_parent
 
 
 class _Clips:
@@ -133,7 +134,8 @@ def train_batches(
       `index` `[B]` int32 and `name`, a list of B str.
 
     Raises:
-      UserError: the set does not hold what is asked for, a number makes no sense, or `state` is another stream's.
+      UserError: the set does not hold what is asked for, a number makes no sense, `state` is another stream's, or a
+        worker was ended from outside.
     """
     source.check(offsets, flow_pairs)
     _check_numbers(source, batch_size, shard, num_threads)
@@ -154,7 +156,8 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             # Grain hands its flags to the workers; where no absl app has parsed them, their defaults do.
             flags.FLAGS.mark_as_parsed()
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch)))
+        processes = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch))
+        data = data.mp_prefetch(processes, worker_init_fn=serve_parent)
     # Batching comes after the workers: their number then cannot change which clips meet in a batch.
     return _with_state(data.batch(batch_size, batch_fn=_stack), stream, position, batch_size * count)
 
@@ -178,6 +181,13 @@ def _with_state(data, stream, position, step):
         for batch in iterator:
             position += step
             yield batch, {**stream, "position": position}
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):  # Grain's words
+            raise
+        raise UserError(
+            "A decoding process was ended from outside, as happens where memory runs out. Start again; fewer "
+            "processes, or none, need less of it: --config.data.workers=0."
+        ) from error
     finally:
         iterator.close()
 

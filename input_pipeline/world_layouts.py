@@ -76,9 +76,13 @@ def label_path(root, dataset, split, video, number):
 
 
 def _write(path, image, *options):
+    # Encoded in memory: OpenCV's own writing does not say that a disk is full.
+    encoded = cv2.imencode(path.suffix, image, options)[1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image, options):
-        raise OSError(f"{path} could not be written. Is the disk full, or the folder read-only?")
+    try:
+        path.write_bytes(encoded)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_frame(root, dataset, split, video, number, frame):
@@ -88,6 +92,9 @@ def write_frame(root, dataset, split, video, number, frame):
       root: the data set's own folder.
       dataset, split, video, number: which frame it is.
       frame: `[H, W, 3]` uint8 RGB.
+
+    Raises:
+      OSError: the file cannot be written; names it.
     """
     path = frame_path(root, dataset, split, video, number)
     options = (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY) if dataset == "viper" else (cv2.IMWRITE_PNG_COMPRESSION, 1)
@@ -101,6 +108,9 @@ def write_label(root, dataset, split, video, number, classes):
       root: the data set's own folder.
       dataset, split, video, number: which frame it is.
       classes: `[H, W]` uint8, indices into `WORLD_CLASSES`.
+
+    Raises:
+      OSError: the file cannot be written; names it.
     """
     ids = file_ids(dataset)[classes]
     if dataset == "synthia_seq":

@@ -4,13 +4,14 @@ Source and target show different streets of the same generator in two looks: a c
 world. Everything follows from the seed: the same spec gives the same bytes on any number of processes.
 """
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
-import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +19,11 @@ import cv2
 import numpy as np
 
 from input_pipeline.appearance import paint, sample_look
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, capped
+from input_pipeline.files import read_json
 from input_pipeline.street import exact_flow, render
+from input_pipeline.whole_folder import turn_to_write, whole_folder
+from input_pipeline.workers import end_with_parent
 from input_pipeline.world_layouts import frame_path, frame_size, write_flow_pair, write_frame, write_label
 from input_pipeline.world_scenes import sample_scene
 
@@ -27,9 +31,6 @@ from input_pipeline.world_scenes import sample_scene
 WORLD_VERSION = "1"
 
 _MANIFEST = "manifest.json"
-# Marks a folder that is being written, so that only our own unfinished work is ever cleared away.
-_UNFINISHED = "unfinished.json"
-_FOLDERS = ("viper", "synthia_seq", "cityscapes_seq", "flow")
 
 # One stream of random numbers each: no source street is a target street.
 _STREAMS = {"source": 0, "train": 1, "val": 2, "video": 3}
@@ -45,7 +46,8 @@ _VIDEO_SPLIT, _VIDEO_NAME = "demoVideo", "stuttgart_000000"
 _SYNTHIA_VIDEO = "SYNTHIA-SEQS-04-DAWN"
 # VIPER numbers its videos with three digits.
 _VIPER_VIDEOS = 999
-_CHUNK = 8
+# Fewer are not worth another process.
+_SCENES_PER_WORKER = 8
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,6 @@ def _write_drive(spec, drive, root):
                 write_flow_pair(flow_folder, *place, *numbers, flow)
 
 
-def _write_chunk(spec, drives, root):
-    # One thread for each process: the processes share the cores among themselves.
-    cv2.setNumThreads(1)
-    for drive in drives:
-        _write_drive(spec, drive, root)
-    return len(drives)
-
-
 def _content(spec):
     """Returns all that the written files depend on, as JSON would give it back."""
     content = asdict(spec) | {"version": WORLD_VERSION}
@@ -206,17 +200,21 @@ def _paths(spec, root):
 
 def _is_finished(content, root):
     """Checks for a manifest; raises if the folder holds another world or something else altogether."""
-    if (root / _MANIFEST).exists():
-        found = json.loads((root / _MANIFEST).read_text())
-        if found == content:
-            return True
+    remedy = f"Delete {root} to have its videos generated again."
+    found = read_json(root / _MANIFEST, remedy) if root.is_dir() else None
+    if found == content:
+        return True
+    if found is not None:
         keys = sorted(key for key in content.keys() | found.keys() if content.get(key) != found.get(key))
-        changes = ", ".join(f"{key} is {found.get(key)!r} there and {content.get(key)!r} here" for key in keys)
-        raise UserError(f"{root} holds another generated world: {changes}. Give another folder, or delete this one.")
-    others = [name for name in _FOLDERS if (root / name).exists()]
-    if others and not (root / _UNFINISHED).exists():
+        changes = [f"{key} is {found.get(key)!r} there and {content.get(key)!r} here" for key in keys]
         raise UserError(
-            f"{root} holds {', '.join(others)} but no {_MANIFEST}, so it was not written by this generator. "
+            f"{root} holds another generated world: {', '.join(capped(changes))}. Give another folder, or delete this "
+            "one."
+        )
+    others = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    if others:
+        raise UserError(
+            f"{root} holds {', '.join(capped(others, 5))} but no {_MANIFEST}, so it was not written by this generator. "
             "Nothing was touched. Give an empty folder."
         )
     return False
@@ -225,10 +223,14 @@ def _is_finished(content, root):
 def write_worlds(spec, root, progress=print):
     """Renders the source and target videos, unless they are there already.
 
+    The folder appears when all is written. Until then the videos lie beside it, in `NAME.*.unfinished`; what an
+    interrupted run has left there is removed, and all is rendered anew. Of several processes that ask for a world at
+    once, one writes it and the others wait.
+
     Args:
       spec: what to generate.
-      root: folder to write to; made if missing. Holds `viper` or `synthia_seq`, `cityscapes_seq`, `flow` and, once all
-        is written, `manifest.json`. An interrupted run is started again from nothing.
+      root: folder to write to, which is empty or missing. Will hold `viper` or `synthia_seq`, `cityscapes_seq`, `flow`
+        and `manifest.json`.
       progress: called with a line of text now and then.
 
     Returns:
@@ -237,41 +239,61 @@ def write_worlds(spec, root, progress=print):
       a folder with all frames of one more target video.
 
     Raises:
-      UserError: the folder holds another world, or data that this generator did not write.
+      UserError: the folder holds another world, a manifest that cannot be read, or data that this generator did not
+        write.
+      OSError: a file cannot be written; names it.
     """
     root = Path(root)
     content, paths = _content(spec), _paths(spec, root)
     if _is_finished(content, root):
         return paths
-    root.mkdir(parents=True, exist_ok=True)
-    (root / _UNFINISHED).write_text(json.dumps(content))
-    for name in _FOLDERS:
-        if (root / name).exists():
-            shutil.rmtree(root / name)
-    drives = [*_source_drives(spec), *_target_drives(spec)]
-    chunks = [drives[start : start + _CHUNK] for start in range(0, len(drives), _CHUNK)]
-    started, done, told = time.monotonic(), 0, 0
-    for count in _run(spec, chunks, root):
-        done += count
-        if done >= told + len(drives) / 8 or done == len(drives):
-            told, seconds = done, time.monotonic() - started
-            left = seconds / done * (len(drives) - done)
-            progress(f"worlds: {done}/{len(drives)} scenes, {seconds:.0f} s, about {left:.0f} s left")
-    (root / _UNFINISHED).write_text(json.dumps(content, indent=2) + "\n")
-    # The manifest appears in one move, after everything else: a folder that has it is complete.
-    os.replace(root / _UNFINISHED, root / _MANIFEST)
+    # A link to a folder on another disk stays one.
+    folder = root.resolve()
+    with turn_to_write(folder, lambda: progress(f"worlds: waits for another process that writes {root}")):
+        if not _is_finished(content, root):
+            with whole_folder(folder) as unfinished:
+                _write_all(spec, unfinished, progress)
+                (unfinished / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
     return paths
 
 
-def _run(spec, chunks, root):
-    """Writes all chunks, in this process or in several; yields the number of scenes of each as it is done."""
-    workers = min(spec.workers or os.cpu_count() or 1, len(chunks))
+def _write_all(spec, root, progress):
+    drives = [*_source_drives(spec), *_target_drives(spec)]
+    started, told = time.monotonic(), 0
+    with contextlib.closing(_run(spec, drives, root)) as results:
+        for done, _ in enumerate(results, 1):
+            if done >= told + len(drives) / 8 or done == len(drives):
+                told, seconds = done, time.monotonic() - started
+                left = seconds / done * (len(drives) - done)
+                progress(f"worlds: {done}/{len(drives)} scenes, {seconds:.0f} s, about {left:.0f} s left")
+
+
+def _run(spec, drives, root):
+    """Writes all scenes, in this process or in several; yields as each is done."""
+    workers = min(spec.workers or os.cpu_count() or 1, math.ceil(len(drives) / _SCENES_PER_WORKER))
     if workers == 1:
-        for chunk in chunks:
-            yield _write_chunk(spec, chunk, root)
+        # One thread, as each of several processes has.
+        cv2.setNumThreads(1)
+        for drive in drives:
+            yield _write_drive(spec, drive, root)
         return
     # Spawned, not forked: the caller may hold threads and devices that do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(_write_chunk, spec, chunk, root) for chunk in chunks]
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        waiting = [pool.submit(_write_drive, spec, drive, root) for drive in drives]
         for finished in as_completed(waiting):
             yield finished.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"A process that rendered videos for {root.parent} was ended from outside, as happens where memory runs "
+            f"out. Start again; fewer processes need less of it: --config.world.workers={workers // 2}."
+        ) from error
+    finally:
+        # Whoever stops waits for the scenes that are being rendered, not for all that are left.
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker():
+    end_with_parent()
+    # The processes share the cores among themselves.
+    cv2.setNumThreads(1)

@@ -23,6 +23,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import analysis_plots, checkpoint, predict
+from stpl_jax.analysis_files import read_drawings
 from stpl_jax.analysis_text import results_text
 from stpl_jax.metrics import feature_space
 from stpl_jax.page.data_uri import exact_uri, photo_uri
@@ -175,26 +176,10 @@ def analyse(config, workdir, checkpoints, progress=print):
     progress(f"analyse  {folder / 'analysis.md'}")
 
 
-def read_results(workdir):
-    """Reads `analysis.json`; None where there is none."""
-    file = Path(workdir) / run_folder.ANALYSIS / run_folder.ANALYSIS_RESULTS
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
-def read_drawings(workdir):
-    """Reads `drawings.json`, what a page needs to draw t-SNE and feature maps by itself.
-
-    Returns:
-      dict of `tsne` (subset -> `classes`, a train id for each point, and `places`, name -> [[x, y], ...], 0 to 1000)
-      and `maps` (for each clip caption -> data URI: frame, label, each network's features).
-    """
-    return json.loads((Path(workdir) / run_folder.ANALYSIS / run_folder.DRAWINGS).read_text())
-
-
 def is_true(results, config, workdir):
-    """Whether an earlier analysis, of `read_results`, tells about the weights that are there: none were trained since.
+    """Whether an earlier analysis tells about the weights that are there: none were trained since.
 
-    A name that is a row of the run means that row's newest checkpoint.
+    `results` are `analysis_files.read_results`'s. A name that is a row of the run means that row's newest checkpoint.
     """
     for name, entry in results["checkpoints"].items():
         own = row_checkpoint(config, workdir, name) if name in row_names(config) else None
@@ -208,12 +193,15 @@ def is_true(results, config, workdir):
 
 
 def is_enough(results, config, workdir, names):
-    """Whether an earlier analysis is true, made with the same settings, and covers these names."""
+    """Whether an earlier analysis is true, whole, made with the same settings, and covers these names."""
+    folder = Path(workdir) / run_folder.ANALYSIS
     return (
         results is not None
         and results["seed"] == config.seed
         and results["settings"] == json.loads(config.analysis.to_json_best_effort())
         and set(names) <= results["checkpoints"].keys()
+        and all((folder / picture).is_file() for picture in results["pictures"].values())
+        and read_drawings(workdir, results) is not None
         and is_true(results, config, workdir)
     )
 

@@ -1,5 +1,7 @@
 """An analysis as Markdown."""
 
+from stpl_jax.markdown import link, text
+
 
 def results_text(results):
     """Sets the results as Markdown."""
@@ -19,15 +21,15 @@ def results_text(results):
         for name in names:
             intra, inter = (results["checkpoints"][name]["variances"][subset][key] for key in ("intra", "inter"))
             ratio = inter / intra if intra else None
-            lines.append(f"| {name} | {_figure(intra)} | {_figure(inter)} | {_figure(ratio)} |")
+            lines.append(f"| {text(name)} | {_figure(intra)} | {_figure(inter)} | {_figure(ratio)} |")
         parts += ["\n".join(lines)]
         if f"tsne_{subset}" in results["pictures"]:
-            parts.append(f"![t-SNE]({results['pictures'][f'tsne_{subset}']})")
+            parts.append(f"![t-SNE]({link(results['pictures'][f'tsne_{subset}'])})")
     ks = results["neighbours"]
     lines = [f"| checkpoint | {' | '.join(f'k={k}' for k in ks)} |", "| --- |" + " ---: |" * len(ks)]
     for name in names:
         shares = results["checkpoints"][name]["same_class_share"]
-        lines.append(f"| {name} | {' | '.join('-' if s is None else f'{100 * s:.1f}' for s in shares)} |")
+        lines.append(f"| {text(name)} | {' | '.join('-' if s is None else f'{100 * s:.1f}' for s in shares)} |")
     parts += ["## Same-class pixels among the k nearest, in percent", "\n".join(lines)]
     parts += [f"![nearest neighbours]({results['pictures']['knn']})", "## Feature maps"]
     parts += ["The three directions in which the features of all networks together vary most, as red, green and blue."]

@@ -20,11 +20,12 @@ from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
 from input_pipeline.domains import domain_spec, flow_folder, with_world
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_atomically
+from input_pipeline.files import read_json, write_atomically
 from input_pipeline.images import read_image
 from input_pipeline.optical_flow import dis_flow
 from input_pipeline.prepare import BUILDERS
 from input_pipeline.spec import DatasetSpec, prepared_path
+from input_pipeline.whole_folder import turn_to_write
 from stpl_jax import checkpoint, parallel
 from stpl_jax.models.flownet2 import FlowNet2, estimate_flow, parameter_shapes
 
@@ -34,8 +35,6 @@ HOW_TO_CONVERT = (
 )
 # Beside the flow files: what they were estimated with.
 ORIGIN = "estimated_with.json"
-# Older than any file that a living process is still writing.
-_LEFTOVER_SECONDS = 3600.0
 
 
 class FlowError(UserError):
@@ -95,7 +94,8 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
 
     Files go to the domain's `flow_dir`, or else to `<workdir>/flow/<domain>`, under the field's names, as int16, ten
     times the value. A complete file is left as it is, whoever made it; anything else under its name is replaced. All
-    frames and labels of clips with missing flow are checked before the first estimate.
+    frames and labels of clips with missing flow are checked before the first estimate. Of several runs that write into
+    one folder, one does and the others wait.
 
     Args:
       config: the run's configuration; `config.flow.source` is `flownet2` (on all devices) or `dis` (on the host).
@@ -110,6 +110,7 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
 
     Raises:
       FlowError: no weights; another estimator's files in the folder; an estimate that is not finite.
+      UserError: what the folder says about its files cannot be read.
       BadFilesError: raw files are missing or broken; lists all of one domain (a FlowError those of several).
       CheckpointError: the weights are another network's.
     """
@@ -172,11 +173,12 @@ class _Work:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One flow file, and the images of the two frames."""
+    """One flow file, the images of the two frames, and when what is there by now was written (None: nothing is)."""
 
     file: Path
     frame: Path
     earlier: Path
+    written: int | None
 
 
 def _find_work(spec, folder):
@@ -199,14 +201,22 @@ def _is_complete(path):
     return True
 
 
+def _written(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def _npy_name(path):
     """The `.npy` name of a flow file; a broken `.flo` file is left where it is, and the `.npy` is read first."""
     return path.with_name(f"{path.stem.removesuffix('_int16_x10')}_int16_x10.npy")
 
 
 def _check_origin(folder, origin):
-    file = folder / ORIGIN
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    remedy = (
+        "It says what the flow files beside it were estimated with. Delete it if you know that they are of these "
+        f"settings ({', '.join(f'{key}={value}' for key, value in origin.items())}); else delete the folder and the "
+        "sets prepared from it to estimate anew."
+    )
+    before = read_json(folder / ORIGIN, remedy) or {}
     # A folder without the note holds files made elsewhere: which they are is for the user to know.
     differing = [
         f"{key}={before[key]!r}, now {value!r}" for key, value in origin.items() if before.get(key, value) != value
@@ -235,7 +245,7 @@ def _checked(works, threads, progress):
         if bad:
             progress(f"flow  {work.name}: skip_bad leaves out {len(clips) - len(good)} clips, {len(bad)} bad files")
         names = {clip.name for clip in good}
-        jobs = {f: _Job(f, c.frames[a], c.frames[b]) for c, (a, b), f in work.pending if c.name in names}
+        jobs = {f: _Job(f, c.frames[a], c.frames[b], _written(f)) for c, (a, b), f in work.pending if c.name in names}
         results.append((work, (list(jobs.values()), raw_size)))
     if len(errors) == 1:
         raise errors[0]
@@ -246,16 +256,26 @@ def _checked(works, threads, progress):
 
 def _write_flow(work, todo, estimator, origin, config, progress):
     """Estimates and writes the flow of one domain; returns the number of files."""
-    (jobs, raw_size), threads, started = todo, config.data.threads, time.monotonic()
+    jobs, raw_size = todo
     if not jobs:
         return 0
+    wait = functools.partial(progress, f"flow  {work.name}: waits for another run that writes into {work.folder}")
+    with turn_to_write(work.folder / ORIGIN, wait):
+        _check_origin(work.folder, origin)
+        _clear_leftovers({job.file.parent for job in jobs})
+        # Another run may have written some by now.
+        jobs = [job for job in jobs if _written(job.file) == job.written or not _is_complete(job.file)]
+        return _estimate(work, jobs, raw_size, estimator, origin, config, progress) if jobs else 0
+
+
+def _estimate(work, jobs, raw_size, estimator, origin, config, progress):
+    threads, started = config.data.threads, time.monotonic()
     size = raw_size if config.flow.size == "raw" else work.spec.size
     again = f", {work.replaced} of them broken until now" if work.replaced else ""
     progress(
         f"flow  {work.name}: {len(jobs)} of {work.files} files to write{again}, by {origin['source']} at "
         f"{size[0]}x{size[1]}, into {work.folder}"
     )
-    _clear_leftovers({job.file.parent for job in jobs})
     write_atomically(work.folder / ORIGIN, json.dumps(origin, indent=1))
     read = functools.partial(_read_pair, work.spec, size, raw_size)
     if estimator is None:
@@ -294,11 +314,10 @@ def _write_file(item):
 
 
 def _clear_leftovers(folders):
-    """Removes the temporary files of runs that were killed while they wrote."""
+    """Removes the temporary files of runs that were killed while they wrote; nobody writes here now but this run."""
     for folder in folders:
         for path in folder.glob(".*.partial.npy"):
-            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _on_all_devices(estimator, jobs, read, per_device, threads):

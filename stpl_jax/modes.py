@@ -10,6 +10,7 @@ from input_pipeline.files import write_atomically
 from stpl_jax import analysis, checkpoint, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
+from stpl_jax.analysis_files import read_results
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
@@ -183,7 +184,7 @@ def _write_report(config, workdir, progress):
         found = analysis.present_checkpoints(config, workdir, dict.fromkeys(("source_only", config.method)))
         try:
             # One of more networks, asked for by --mode=analyse, stays while it is true.
-            if found and not analysis.is_enough(analysis.read_results(workdir), config, workdir, found):
+            if found and not analysis.is_enough(read_results(workdir, progress), config, workdir, found):
                 analysis.analyse(config, workdir, found, progress)
         except (analysis.AnalysisError, checkpoint.CheckpointError) as error:
             # The numbers are there all the same.

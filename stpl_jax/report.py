@@ -7,7 +7,7 @@ import jax
 
 from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
-from stpl_jax import analysis, report_html, report_pictures
+from stpl_jax import analysis, analysis_files, markdown, report_html, report_pictures
 from stpl_jax.report_numbers import (
     difference,
     make_report,
@@ -45,17 +45,25 @@ def write_report(config, workdir, progress=print):
     video = report_pictures.write_video(config, workdir, models, progress) if models and config.world.generate else None
     named = [(picture.name, picture.path) for picture in pictures]
     text = report_text(report, config.method, named, run_folder.VIDEO if video else None)
-    write_atomically(workdir / run_folder.REPORT_TEXT, text)
-    curves = {row: read_curves(workdir, row) for row in evaluations}
+    write_atomically(workdir / run_folder.REPORT_TEXT, _encoded(text))
+    curves = {row: read_curves(workdir, row, progress) for row in evaluations}
     confusion = {row: evaluation.last["confusion"] for row, evaluation in evaluations.items()}
-    results = analysis.read_results(workdir)
+    results = analysis_files.read_results(workdir, progress)
     if results and not analysis.is_true(results, config, workdir):
         progress("report  without feature space: a network has changed since; --mode=analyse looks at it again")
         results = None
-    drawings = analysis.read_drawings(workdir) if results else None
+    drawings = analysis_files.read_drawings(workdir, results, progress) if results else None
+    if results and not drawings:
+        progress(f"report  without feature space: {run_folder.DRAWINGS} is not there; --mode=analyse writes it")
+        results = None
     page = report_html.page(report, config.method, curves, confusion, pictures, video, results, drawings)
-    write_atomically(workdir / run_folder.REPORT_PAGE, page)
+    write_atomically(workdir / run_folder.REPORT_PAGE, _encoded(page))
     progress(f"report  {workdir / run_folder.REPORT_TEXT}, and to look at: {workdir / run_folder.REPORT_PAGE}")
+
+
+def _encoded(text):
+    # Paths whose bytes are no text are Python text all the same, and UTF-8 has no form for it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def report_text(report, method, pictures=(), video=None):
@@ -74,7 +82,7 @@ def report_text(report, method, pictures=(), video=None):
     source = results.get("source_only", {}).get("miou")
     target = config["data"]["target"]["name"]
     parts = [
-        f"# Adaptation to {target} by {method}",
+        f"# Adaptation to {markdown.text(target)} by {markdown.text(method)}",
         "Scores on the validation set, in percent. The main figure is the last step's; the best on validation looks at "
         "validation labels to choose the step, as the public code of the field does, and is there for comparison only.",
         _table(
@@ -82,7 +90,7 @@ def report_text(report, method, pictures=(), video=None):
             + ("best on validation", "seconds per step"),
             [
                 (
-                    f"**{row}**" if row == method else row,
+                    f"**{markdown.text(row)}**" if row == method else markdown.text(row),
                     percent(scores["miou"]),
                     difference(scores["miou"], source),
                     percent(scores["temporal_consistency"]),
@@ -103,18 +111,20 @@ def report_text(report, method, pictures=(), video=None):
     ]
     if pictures:
         parts += ["## Pictures", "Ignored pixels of the label are black."]
-        parts += [f"{name}\n\n![{name}]({path})" for name, path in pictures]
+        shown = [(markdown.text(name), markdown.link(path)) for name, path in pictures]
+        parts += [f"{name}\n\n![{name}]({path})" for name, path in shown]
     if video:
         parts += ["## Video", f"[{video}]({video}): one more street, without labels, frame by frame."]
     parts += [
         "## How it was run",
-        "\n".join(f"- {line}" for line in settings_lines(report)),
+        "\n".join(f"- {markdown.text(line)}" for line in settings_lines(report)),
         "All settings are in `report.json`, under `config`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _gap_text(report, method):
+    method = markdown.text(method)
     shares = (
         (f"{method} closes (mIoU of {method} - source_only) / (oracle - source_only)", "gap_closed"),
         ("bn_statistics, which trains nothing, closes", "gap_closed_by_bn_statistics"),
@@ -128,9 +138,11 @@ def _gap_text(report, method):
 
 def _iou_table(results):
     names = list(dict.fromkeys(name for scores in results.values() for name in scores["iou"]))
-    lines = [(name, *(percent(scores["iou"].get(name)) for scores in results.values())) for name in names]
+    lines = [
+        (markdown.text(name), *(percent(scores["iou"].get(name)) for scores in results.values())) for name in names
+    ]
     lines.append(("**mean**", *(percent(scores["miou"]) for scores in results.values())))
-    return _table(("class", *results), lines)
+    return _table(("class", *map(markdown.text, results)), lines)
 
 
 def _table(head, lines):

@@ -24,8 +24,8 @@ def page(report, method, curves, confusion, pictures=(), strip=None, analysis=No
       confusion: row -> `[K][K]` pixel counts, rows are labels.
       pictures: of `report_pictures.write_pictures`.
       strip: of `report_pictures.write_video`, or None.
-      analysis: of `analysis.read_results`, or None.
-      drawings: of `analysis.read_drawings`, beside it.
+      analysis: of `analysis_files.read_results`, or None.
+      drawings: of `analysis_files.read_drawings`, beside it.
 
     Returns:
       The text.
@@ -109,8 +109,8 @@ def _rows(report, method, styles):
                 parts.minus(difference(scores["miou"], source)),
                 parts.score(scores["temporal_consistency"]),
                 parts.score(scores["temporal_consistency_warped"]),
-                scores["step"],
-                f"{parts.score(best['miou'])} (step {best['step']})",
+                parts.text(scores["step"]),
+                f"{parts.score(best['miou'])} (step {parts.text(best['step'])})",
                 parts.minus(seconds(scores["seconds_per_step"])),
             )
         )

@@ -11,6 +11,7 @@ from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
 from stpl_jax.records import read_scores
 from stpl_jax.rows import row_names
+from stpl_jax.run_log import read_log
 
 _SCORES = ("miou", "temporal_consistency", "temporal_consistency_warped")
 
@@ -92,26 +93,25 @@ def _share(low, value, high):
     return (value - low) / (high - low)
 
 
-def read_curves(workdir, row):
+def read_curves(workdir, row, progress=print):
     """Reads what a row logged as it was trained.
 
     Args:
       workdir: the run's folder.
       row: name of the row.
+      progress: told once how many lines are damaged, if there are any; they are left out.
 
     Returns:
       name -> ((step, value), ...) of each `loss/...` and of `validation/miou`; values that are not finite are left out.
     """
     file, curves = run_folder.metrics(workdir, row), {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            # The last line of a run that was killed while it wrote.
-            continue
+    entries, damaged = read_log(file)
+    for entry in entries:
         for name, value in entry.items():
             if (name.startswith("loss/") or name == "validation/miou") and math.isfinite(value):
                 curves.setdefault(name, []).append((entry["step"], value))
+    if damaged:
+        progress(f"report  {file}: {damaged} damaged lines are left out of the curves")
     return {name: tuple(points) for name, points in curves.items()}
 
 

@@ -99,16 +99,21 @@ def read_log(path):
     entries, damaged = [], 0
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            entry = json.loads(line)
-            damaged += not _is_entry(entry)
-            entries += [entry] if _is_entry(entry) else []
-        except ValueError:
+            entry = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            entry = None
+        if _is_entry(entry):
+            entries.append(entry)
+        else:
             damaged += 1
     return entries, damaged
 
 
 def _is_entry(entry):
-    return isinstance(entry, dict) and isinstance(entry.get("step"), int)
+    """Whether a line has the form that training writes: a step, and numbers, which need not be finite."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in entry.values())
 
 
 def _keep_until(path, start, steps):

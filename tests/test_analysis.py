@@ -1,3 +1,4 @@
+import html
 import json
 import shutil
 
@@ -5,13 +6,16 @@ import jax
 import numpy as np
 import pytest
 import raw_trees
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import main
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
+from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import analysis, checkpoint, modes
+from stpl_jax import analysis, analysis_files, checkpoint, modes
+from stpl_jax.analysis_text import results_text
 from stpl_jax.models.accel import make_segmenter
 
 SIZE = (32, 64)
@@ -64,7 +68,7 @@ def plain_features(config, variables, frame):
 
 def test_numbers_are_those_of_the_sampled_pixels(run):
     config, folder, variables = run
-    results = analysis.read_results(folder)
+    results = analysis_files.read_results(folder)
     assert list(results["checkpoints"]) == ["source_only", "stpl"] and results["clips"] == 3
     assert results["pixels"]["road"] == 12 and results["pixels"]["sky"] == 0
     assert results["subsets"] == {"all": list(CLASSES["viper"]), "chosen": ["road", "light", "car", "bicycle"]}
@@ -110,7 +114,7 @@ def test_pixels_are_the_labels(run):
 def test_pictures_and_text(run):
     _, folder, _ = run
     text = (folder / "analysis" / "analysis.md").read_text()
-    pictures = analysis.read_results(folder)["pictures"]
+    pictures = analysis_files.read_results(folder)["pictures"]
     assert set(pictures) == {"knn", "feature_maps", "tsne_all", "tsne_chosen"}
     for picture in pictures.values():
         assert f"]({picture})" in text
@@ -125,9 +129,17 @@ def test_pictures_and_text(run):
     assert "| source_only |" in text and "| k=1 |" in text
 
 
+def test_names_in_the_text_are_text(run):
+    results = analysis_files.read_results(run[1])
+    name = "a|b *c* <i>_d_"
+    results["checkpoints"][name] = results["checkpoints"].pop("stpl")
+    page = MarkdownIt("commonmark").enable("table").render(results_text(results))
+    assert page.count(f"<td>{html.escape(name)}</td>") == 3 and "<i>" not in page and "<em>" not in page
+
+
 def test_drawings_for_the_page(run):
     _, folder, _ = run
-    drawings = analysis.read_drawings(folder)
+    drawings = analysis_files.read_drawings(folder, analysis_files.read_results(folder))
     layout = drawings["tsne"]["all"]
     for places in layout["places"].values():
         assert len(places) == len(layout["classes"]) and len({tuple(p) for p in places}) > len(places) / 2
@@ -140,7 +152,7 @@ def test_drawings_for_the_page(run):
 
 def test_an_analysis_stays_while_it_is_true(run, tmp_path):
     config, folder, variables = run
-    results = analysis.read_results(folder)
+    results = analysis_files.read_results(folder)
     assert analysis.is_enough(results, config, folder, ["stpl"])
     assert analysis.is_enough(results, config, folder, ["source_only", "stpl"])
     assert not analysis.is_enough(None, config, folder, ["stpl"])
@@ -149,10 +161,12 @@ def test_an_analysis_stays_while_it_is_true(run, tmp_path):
         other = config.copy_and_resolve_references()
         other.update(change)
         assert not analysis.is_enough(results, other, folder, ["stpl"])
-    # The same rows, one of them with other weights.
+    # The same rows; a picture is missing, then one of them has other weights.
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
-    assert analysis.is_true(results, config, moved)
+    assert analysis.is_true(results, config, moved) and analysis.is_enough(results, config, moved, ["stpl"])
+    (moved / "analysis" / "knn.png").unlink()
+    assert analysis.is_true(results, config, moved) and not analysis.is_enough(results, config, moved, ["stpl"])
     shutil.rmtree(moved / "stpl")
     changed = jax.tree.map(np.copy, variables["stpl"])
     changed["params"]["sf_layer"]["kernel"][0, 0, 0, 0] += 1e-3
@@ -237,7 +251,7 @@ def test_a_set_without_labels(tmp_path, tiny_config, drawn_variables):
     with pytest.raises(analysis.AnalysisError, match="no labelled pixel in the 3 clips"):
         modes.analyse(tiny_config, tmp_path / "run", progress=quiet)
     assert not (tmp_path / "run" / "analysis").exists()
-    assert analysis.AnalysisError in modes.USER_ERRORS
+    assert issubclass(analysis.AnalysisError, UserError)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
@@ -250,10 +264,13 @@ def test_none_of_the_chosen_classes_occurs(tmp_path, tiny_config, drawn_variable
     set_up(tiny_config, tmp_path, ids=(11, 21, 0))
     save(tmp_path / "run" / "stpl", tiny_config, drawn_variables(make_segmenter(tiny_config.model, 15)))
     modes.analyse(tiny_config, tmp_path / "run", progress=quiet)
-    results = analysis.read_results(tmp_path / "run")
+    results = analysis_files.read_results(tmp_path / "run")
     assert results["checkpoints"]["stpl"]["variances"]["chosen"] == {"intra": None, "inter": None}
     assert "| stpl | - | - | - |" in (tmp_path / "run" / "analysis" / "analysis.md").read_text()
-    assert analysis.read_drawings(tmp_path / "run")["tsne"]["chosen"] == {"classes": [], "places": {"stpl": []}}
+    assert analysis_files.read_drawings(tmp_path / "run", results)["tsne"]["chosen"] == {
+        "classes": [],
+        "places": {"stpl": []},
+    }
 
 
 def test_only_the_first_process_analyses(tmp_path, tiny_config, monkeypatch):

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import os
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.builders.synthia_seq import LAYOUT as SYNTHIA
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import domain_spec, open_domain
+from input_pipeline.errors import UserError
 from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, flow, modes, predict
 from stpl_jax.flow import Estimator, FlowError, extract
@@ -158,16 +158,42 @@ def test_a_killed_run_leaves_no_torn_file(config, tmp_path, monkeypatch):
         run(config, tmp_path)
     there = list((tmp_path / "flow").rglob("*.npy"))
     assert there and all(flow_files.flow_size(path) in SIZES.values() for path in there)
-    # What SIGKILL would have left, an hour later; a younger one may be a living process's.
-    folder = tmp_path / "flow" / "val"
-    folder.mkdir(parents=True, exist_ok=True)
-    old, young = (folder / f".lindau_000000_000018_000017_int16_x10.{name}.partial.npy" for name in ("old", "young"))
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
+    # What SIGKILL would have left.
+    left = tmp_path / "flow" / "val" / ".lindau_000000_000018_000017_int16_x10.abcd.partial.npy"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
     written, _ = run(config, tmp_path)
-    assert written == 7 - len(there)
-    assert not old.exists() and young.exists()
+    assert written == 7 - len(there) and not left.exists()
+
+
+def test_two_runs_into_one_folder_take_turns(config, tmp_path, monkeypatch):
+    estimated, estimate, told = [], flow.dis_flow, threading.Event()
+
+    def slow(frames, earlier):
+        estimated.append(frames)
+        assert told.wait(60), "the second run did not say that it waits"
+        return estimate(frames, earlier)
+
+    def tell(line):
+        if "waits for another run that writes into" in line:
+            told.set()
+
+    monkeypatch.setattr(flow, "dis_flow", slow)
+    config.flow.source, config.data.threads = "dis", 1
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(flow.extract, config, tmp_path, {"source": None}, tell) for _ in range(2)]
+        written = sorted(run.result(120) for run in runs)
+    assert written == [0, len(names(tmp_path / "flow" / "source"))] and len(estimated) == written[1] > 0
+
+
+@pytest.mark.parametrize("content", [b"", b'{"source": "dis"', b"\xff\xfe\x00", b'"dis"'])
+def test_a_damaged_note_of_the_origin_names_file_and_remedy(config, tmp_path, content):
+    note = tmp_path / "flow" / "source" / "estimated_with.json"
+    note.parent.mkdir(parents=True)
+    note.write_bytes(content)
+    with pytest.raises(UserError, match="expected .* Delete it if you know") as caught:
+        run(config, tmp_path)
+    assert str(note) in str(caught.value) and note.read_bytes() == content
 
 
 def test_the_last_batch_is_filled_up(config, tmp_path, stand_in):
@@ -315,7 +341,7 @@ def test_mistakes(config, tmp_path, tiny_config, tiny_variables):
     config.data.source.raw_dir = config.data.target.raw_dir = None
     with pytest.raises(FlowError, match="data.source.raw_dir=FOLDER"):
         modes.flow(config, tmp_path)
-    assert set(modes.USER_ERRORS) >= {FlowError, BadFilesError, checkpoint.CheckpointError}
+    assert all(issubclass(error, UserError) for error in (FlowError, BadFilesError, checkpoint.CheckpointError))
 
 
 def test_flow_mode_covers_configured_domains_and_their_pairs(config, tmp_path):

@@ -1,10 +1,13 @@
+import html
 import json
+import re
 
 import cv2
 import jax
 import numpy as np
 import pytest
 import raw_trees
+from markdown_it import MarkdownIt
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -86,6 +89,32 @@ def test_numbers_and_shares(tmp_path, config):
     assert "| source_only | 30.0 | +0.0 |" in text
     assert "| building | 32.0 | 42.0 | 72.0 | 57.0 |" in text and "| bicycle | - | - | - | - |" in text
     assert "62.5%" in text and "25.0%" in text and "50.0%" in text and "validation labels" in text
+
+
+def test_names_and_paths_show_as_they_are(tmp_path, config):
+    for row, miou in MIOU.items():
+        write_evaluation(tmp_path, row, miou, source="/data/a_b|c *d* [e](f) <i>/caf\udce9\n# g")
+    found = report.make_report(config, report.read_evaluations(config, tmp_path))
+    row, clip = "mine|<b>_x_", "# clip *1* [a](b)\n<script>"
+    for part in ("results", "settings"):
+        found[part][row] = found[part].pop("stpl")
+    found["config"]["data"]["target"]["name"] = "_city_"
+    text = report.report_text(found, row, [(clip, f"frames/{clip}.png")])
+    page = MarkdownIt("commonmark").enable("table").render(text)
+    assert html.unescape(re.findall("<h1>(.*)</h1>", page)[0]) == f"Adaptation to _city_ by {row}"
+    cells = [html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", page)]
+    assert f"<strong>{row}</strong>" in cells and "source_only" in cells
+    heads = [html.unescape(head) for head in re.findall("<th.*?>(.*?)</th>", page)]
+    assert heads[-5:] == ["class", "source_only", "bn_statistics", "oracle", row]
+    shown = html.unescape(page)
+    assert "from /data/a_b|c *d* [e](f) <i>/caf\\udce9\\n# g</li>" in shown
+    assert "<p># clip *1* [a](b)\\n<script></p>" in shown and 'src="frames/%23%20clip' in page
+    for mark in ("<b>", "<i>", "<script>", "<em>c", "<em>d", "<em>1", "<a "):
+        assert mark not in page
+    # Bytes that are no text are told apart from it, and neither file stops over them.
+    report.write_report(config, tmp_path, lambda line: None)
+    for name in ("report.md", "report.html"):
+        assert "caf" in (tmp_path / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("missing", ["source_only", "bn_statistics", "stpl", "oracle"])

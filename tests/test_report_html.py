@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,10 +14,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline.labels import CLASSES, PALETTE
-from stpl_jax import analysis, checkpoint, report, report_html
+from stpl_jax import analysis, analysis_files, checkpoint, report, report_html
 from stpl_jax.models.accel import make_segmenter
-from stpl_jax.page import charts
+from stpl_jax.page import charts, parts
+from stpl_jax.page.features import features_section
 from stpl_jax.report_numbers import make_report, read_curves, read_evaluations
+from stpl_jax.report_pictures import Picture
 
 ROWS = {"source_only": 30.0, "bn_statistics": 40.0, "stpl": 55.0, "oracle": 70.0}
 FRAMES, MOMENTS = 2, 3
@@ -238,6 +241,83 @@ def test_an_analysis_of_other_weights_is_left_out(run, tmp_path):
     assert 'id="features"' not in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("file", ["analysis.json", "drawings.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"tsne": {"al', b"\xff\x00", b"[]", b'{"checkpoints": 3, "tsne": 3, "maps": 3}']
+)
+def test_a_damaged_analysis_is_told_and_left_out(run, tmp_path, file, content):
+    config, folder = run
+    (tmp_path / "analysis").mkdir()
+    for name in ("analysis.json", "drawings.json"):
+        shutil.copy(folder / "analysis" / name, tmp_path / "analysis")
+    (tmp_path / "analysis" / file).write_bytes(content)
+    lines = []
+    found = analysis_files.read_results(tmp_path, lines.append)
+    assert (found is None) == (file == "analysis.json")
+    if found:
+        assert analysis_files.read_drawings(tmp_path, found, lines.append) is None
+        assert not analysis.is_enough(found, config, folder.parent / tmp_path, list(found["checkpoints"]))
+    (line,) = lines
+    assert line.startswith(f"analysis  {tmp_path / 'analysis' / file}: expected ") and "--mode=analyse" in line
+
+
+def test_whatever_a_damaged_analysis_holds_the_page_is_drawn(run, tmp_path):
+    """Parts of both files put in the place of others, or one byte changed: left out, or drawn without a stop."""
+    _, folder = run
+    (tmp_path / "analysis").mkdir()
+    texts = {name: (folder / "analysis" / name).read_bytes() for name in ("analysis.json", "drawings.json")}
+    draw, drawn = random.Random(0), 0
+    for i in range(120):
+        for name, text in texts.items():
+            if i % 2 == (name == "analysis.json"):
+                # The pictures are most of the file: half of the changes go to the part before them.
+                end = text.find(b"data:image") if i % 4 < 2 else len(text)
+                place = draw.randrange(end if end > 0 else len(text))
+                new = draw.choice([bytes([text[place] ^ 1 << draw.randrange(8)]), b"", b"<b>", b"-", b"null", b'"'])
+                text = text[:place] + new + text[place + 1 :]
+            (tmp_path / "analysis" / name).write_bytes(text)
+        results = analysis_files.read_results(tmp_path, lambda line: None)
+        drawings = results and analysis_files.read_drawings(tmp_path, results, lambda line: None)
+        if drawings:
+            styles = parts.row_styles(results["checkpoints"], "stpl")
+            page = features_section(results, drawings, styles, CLASSES["viper"])
+            assert "<b>" not in page and len(Parsed(page).all("img")) == 4
+            drawn += 1
+    assert 0 < drawn < 120
+
+
+def test_a_page_without_its_drawings(run, tmp_path):
+    _, folder = run
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "analysis" / "drawings.json").unlink()
+    lines = []
+    report.write_report(run[0], tmp_path / "run", lines.append)
+    assert any("without feature space: drawings.json is not there" in line for line in lines)
+    assert 'id="features"' not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_damaged_lines_of_a_log_are_left_out_and_counted_once(tmp_path):
+    good = [b'{"step": 1, "loss/network": 2.5}', b'{"step": 2, "loss/network": NaN, "other": "text"}']
+    good += [b'{"step": 3, "loss/network": 1, "validation/miou": 40}']
+    bad = [b"\xff\xfe\x00", b'{"step": 4, "loss/netw', b"[1, 2]", b"7", b'{"loss/network": 3}', b"[" * 100_000]
+    bad += [
+        b'{"step": "5", "loss/network": 3}',
+        b'{"step": 6, "loss/network": "3"}',
+        b'{"step": true, "loss/network": 3}',
+    ]
+    bad += [b'{"step": 7, "loss/network": %s}' % (b"9" * 400), b'{"step": 8, "validation/miou": null}']
+    (tmp_path / "stpl").mkdir()
+    (tmp_path / "stpl" / "metrics.jsonl").write_bytes(b"\n".join([good[0], *bad, *good[1:]]) + b"\n")
+    lines = []
+    assert read_curves(tmp_path, "stpl", lines.append) == {
+        "loss/network": ((1, 2.5), (3, 1)),
+        "validation/miou": ((3, 40),),
+    }
+    assert lines == [
+        f"report  {tmp_path / 'stpl' / 'metrics.jsonl'}: {len(bad)} damaged lines are left out of the curves"
+    ]
+
+
 def test_names_are_text(tmp_path, tiny_config):
     name = '<img src=x onerror="alert(1)">&'
     write_row(tmp_path, "stpl", 55.0)
@@ -247,8 +327,11 @@ def test_names_are_text(tmp_path, tiny_config):
     found["config"]["data"]["target"]["name"] = name
     curves = {name: read_curves(tmp_path, "stpl")}
     confusion = {name: [[1] * 15] * 15}
-    parsed = Parsed(report_html.page(found, name, curves, confusion))
-    assert not parsed.all("img") and name in "".join(parsed.text)
+    picture = Picture(name, f"frames/{name}.png", {name: "data:image/png;base64,AA"})
+    parsed = Parsed(report_html.page(found, name, curves, confusion, [picture]))
+    (image,) = parsed.all("img")
+    assert image == {"src": "data:image/png;base64,AA", "alt": f"Classes that {name} predicts, clip {name}"}
+    assert name in "".join(parsed.text)
     assert any(name in svg["aria-label"] for svg in parsed.all("svg"))
 
 

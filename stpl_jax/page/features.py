@@ -10,8 +10,8 @@ def features_section(analysis, drawings, styles, classes):
     """Sets an analysis of feature space.
 
     Args:
-      analysis: of `analysis.read_results`, or None.
-      drawings: of `analysis.read_drawings`.
+      analysis: of `analysis_files.read_results`, or None.
+      drawings: of `analysis_files.read_drawings`.
       styles: row -> class name of its colour.
       classes: names of the K classes.
 
@@ -39,7 +39,8 @@ def features_section(analysis, drawings, styles, classes):
         )
         for name, entry in found.items()
     ]
-    if any(line.points for line in lines):
+    lines = [line for line in lines if line.points]
+    if lines:
         told = "; ".join(
             f"{line.name} from {parts.score(line.points[0][1])} to {parts.score(line.points[-1][1])}" for line in lines
         )

@@ -2,13 +2,20 @@
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from raw_trees import write_viper
 
 from input_pipeline import clips, loader
+from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
 
@@ -104,8 +111,21 @@ def test_threads_and_prefetching_change_nothing(source, changes):
     assert_same(train(source, 6), train(source, 6, **changes))
 
 
-def test_worker_processes_change_nothing(source):
-    assert_same(train(source, 6), train(source, 6, num_workers=2))
+def test_worker_processes_change_nothing_and_a_lost_one_is_told(source):
+    values = {"batch_size": 3, "seed": 7, "offsets": (0, 1), "flow_pairs": ((0, 1),), "label": True}
+    batches = loader.train_batches(source, **values, num_threads=1, prefetch=1, flip=True, crop=(12, 20), num_workers=2)
+    taken = list(itertools.islice(batches, 2))
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        # As a terminal and a job scheduler send them, to all processes: what follows is the parent's to say.
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    taken += itertools.islice(batches, 6)
+    assert_same(taken, train(source, 8))
+    workers[0].kill()
+    with pytest.raises(UserError, match="memory.* --config.data.workers=0"):
+        list(itertools.islice(batches, 30))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
@@ -285,6 +305,33 @@ def test_closing_ends_the_threads(source):
         assert not thread.is_alive()
     with pytest.raises(StopIteration):
         next(batches)
+
+
+# A worker decodes; the parent takes one batch, and then does nothing any more.
+PARENT = """
+import multiprocessing, sys, time
+from input_pipeline import clips, loader
+
+if __name__ == "__main__":
+    batches = loader.train_batches(
+        clips.open_clips(sys.argv[1]), batch_size=1, seed=0, offsets=(0,), flow_pairs=(), label=False, num_threads=1,
+        prefetch=1, num_workers=1,
+    )
+    next(batches)
+    print("taken", len(multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_killed_while_it_trains_no_worker_is_left(source, tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, tmp_path / "parent.py", source.path]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout.readline() == b"taken 1\n"
+        parent.kill()
+        # All descendants hold the other end of this pipe: it ends when the last of them does.
+        parent.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("num_threads", [0, 3])

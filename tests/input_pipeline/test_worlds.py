@@ -1,15 +1,26 @@
 """The generated files: the owners' layouts, exact labels and flow in them, the same bytes for the same seed."""
 
 import dataclasses
+import errno
 import json
+import multiprocessing
+import os
 import re
 import struct
+import subprocess
+import sys
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline import worlds
+from input_pipeline.errors import UserError
 from input_pipeline.flow_files import read_flow
 from input_pipeline.labels import CLASSES, IGNORED, KNOWN_IDS, TRAIN_IDS, train_id_table
 from input_pipeline.world_layouts import file_ids, frame_size
@@ -221,17 +232,114 @@ def test_foreign_data_is_not_touched(tmp_path):
     assert files(tmp_path) == {"viper/train/img/001/001_00001.jpg": b"a real frame"}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"seed": 1', b"\xff\x00\xfe", b"[1, 2]", b"null"])
+def test_a_damaged_manifest_names_file_and_remedy(tmp_path, content):
+    (tmp_path / "viper").mkdir()
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json: expected.* Delete .* generated again") as caught:
+        write_worlds(SPEC, tmp_path, progress=silent)
+    assert str(tmp_path / "manifest.json") in str(caught.value) and "\n" not in str(caught.value)
+    assert files(tmp_path) == {"manifest.json": content}
+
+
 def test_an_interrupted_world_starts_again(viper_world, tmp_path):
     def stop(line):
         raise KeyboardInterrupt(line)
 
+    root = tmp_path / "world"
     with pytest.raises(KeyboardInterrupt):
-        write_worlds(SPEC, tmp_path, progress=stop)
-    stray = tmp_path / "viper" / "train" / "img" / "stray.jpg"
-    stray.write_bytes(b"left over")
-    assert not (tmp_path / "manifest.json").exists()
-    write_worlds(SPEC, tmp_path, progress=silent)
-    assert files(tmp_path) == files(viper_world["source"].parent)
+        write_worlds(SPEC, root, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == [".world.lock"], "not even half of it is left"
+    # What SIGKILL leaves; and another folder, whose name only begins alike.
+    folders = ("world.0a1b.unfinished", "world2.0a1b.unfinished")
+    stray, other = (tmp_path / name / "viper" / "stray.jpg" for name in folders)
+    for path in (stray, other):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"left over")
+    write_worlds(SPEC, root, progress=silent)
+    assert files(root) == files(viper_world["source"].parent)
+    assert not stray.parent.parent.exists() and other.exists()
+
+
+def test_a_link_to_another_disk_stays_one(viper_world, tmp_path):
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "world").symlink_to(tmp_path / "disk" / "empty")
+    found = write_worlds(SPEC, tmp_path / "run" / "world", progress=silent)
+    assert found["source"] == tmp_path / "run" / "world" / "viper" and (tmp_path / "run" / "world").is_symlink()
+    assert files(tmp_path / "disk" / "empty") == files(viper_world["source"].parent)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["world"]
+
+
+def test_of_two_that_want_a_world_one_writes_it(viper_world, tmp_path, monkeypatch):
+    written, lines, write, both = [], [], worlds._write_drive, threading.Barrier(2)
+
+    def counted(spec, drive, root):
+        if not written:
+            # Only now does the other ask, and it finds neither a world nor an empty folder to write to.
+            both.wait(timeout=60)
+        written.append(drive)
+        while len(written) == 1 and not any("waits for another" in line for line in lines):
+            time.sleep(0.01)
+        write(spec, drive, root)
+
+    monkeypatch.setattr(worlds, "_write_drive", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write_worlds, SPEC, tmp_path / "world", lines.append)
+        both.wait(timeout=60)
+        second = pool.submit(write_worlds, SPEC, tmp_path / "world", lines.append)
+        assert first.result(60) == second.result(60)
+    assert len(written) == 10 and files(tmp_path / "world") == files(viper_world["source"].parent)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/viper/train/img/001/001_00008\.jpg'"):
+        write_worlds(SPEC, tmp_path / "world", progress=silent)
+    assert [path.name for path in tmp_path.iterdir()] == [".world.lock"]
+
+
+# Two processes render scenes; the parent tells of the first ones, and then does nothing any more.
+PARENT = """
+import dataclasses, multiprocessing, sys, time
+from pathlib import Path
+from input_pipeline.worlds import WorldSpec, write_worlds
+
+def stay(line):
+    print(line, flush=True)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    spec = WorldSpec(size=(64, 128), source_clips=60, target_train_clips=1, target_val_clips=1, workers=2)
+    write_worlds(spec, Path(sys.argv[1]), progress=stay)
+"""
+
+
+def test_killed_while_it_writes_no_process_is_left(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, tmp_path / "parent.py", tmp_path / "world"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
+        assert b"scenes" in parent.stdout.readline()
+        assert len(parent.stdout.readline().split()) == 2
+        parent.kill()
+        # All descendants hold the other end of this pipe: it ends when the last of them does.
+        parent.communicate(timeout=60)
+    assert not (tmp_path / "world").exists() and len(list(tmp_path.glob("world.*.unfinished/viper"))) == 1
+
+
+def test_a_worker_that_is_killed_is_told(tmp_path):
+    def kill(line):
+        multiprocessing.active_children()[0].kill()
+
+    spec = dataclasses.replace(SPEC, size=(32, 64), source_clips=20, workers=2)
+    with pytest.raises(UserError, match="memory.* --config.world.workers=1"):
+        write_worlds(spec, tmp_path / "world", progress=kill)
+    assert [path.name for path in tmp_path.iterdir()] == [".world.lock"]
 
 
 def test_progress_tells_how_far_it_is(tmp_path):
