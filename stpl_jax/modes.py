@@ -6,7 +6,7 @@ from pathlib import Path
 
 from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
-from stpl_jax import analysis, checkpoint, processes, report
+from stpl_jax import analysis, checkpoint, model_choice, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.methods import make_method
@@ -67,19 +67,18 @@ def evaluate(config, workdir, progress=print):
     """Scores again every row of the working directory that has a checkpoint, and writes the report anew."""
     _note_settings(config, workdir)
     rows = processes.from_first(
-        lambda: [row for row in row_names(config) if run_folder.checkpoints(workdir, row).is_dir()]
+        lambda: {row: str(path) for row, path in model_choice.rows_to_score(config, workdir, progress).items()}
     )
-    if not rows:
-        raise checkpoint.CheckpointError(
-            f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt first."
-        )
-    for row in rows:
+    for row, path in rows.items():
         settings = row_config(config, row)
-        stored = checkpoint.load_model(run_folder.checkpoints(workdir, row))
+        stored = checkpoint.load_model(path, tell=progress)
+        progress(f"evaluate  {stored.description}")
         score = _score(settings, workdir, stored, progress)
         file = run_folder.evaluation(workdir, row)
         before = json.loads(file.read_text()) if file.is_file() else {"best_on_validation": score}
-        _write_evaluation(settings, workdir, row, stored.meta["source"], before | {"last": score})
+        own = path == str(run_folder.checkpoints(workdir, row))
+        source = stored.meta["source"] if own else str(stored.path)
+        _write_evaluation(settings, workdir, row, source, before | {"last": score})
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     _report(config, workdir, progress)
 
@@ -104,7 +103,7 @@ def analyse(config, workdir, wanted=(), progress=print):
 
 
 def predict(config, workdir, row, source, output, progress=print):
-    """Segments a video file or a folder of frames with the working directory's model, or else with `init_from`.
+    """Segments a video file or a folder of frames with the model that `model_choice.to_apply` chooses.
 
     The first process does it alone.
     """
@@ -112,12 +111,9 @@ def predict(config, workdir, row, source, output, progress=print):
 
 
 def _predict(config, workdir, row, source, output, progress):
-    try:
-        model = prediction.load(workdir, row)
-    except checkpoint.CheckpointError:
-        if not config.init_from:
-            raise
-        model = prediction.load(config.init_from, row)
+    path, asked = model_choice.to_apply(config, workdir, row)
+    model = prediction.load(path, tell=progress)
+    progress(f"predict  applies {model.description} ({asked})")
     if config.flow.source == "flownet2":
         model = dataclasses.replace(model, estimate_flow=flow_extraction.frame_flow(config.flow.weights))
     prediction.predict_files(model, source, output, progress)
@@ -132,8 +128,10 @@ def run_row(config, workdir, row, progress=print):
     settings = row_config(config, row)
     done = run_folder.evaluation(workdir, row)
     before = processes.from_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
-    if row == "source_only" and config.init_from:
-        stored = checkpoint.load_model(config.init_from, row)
+    given = processes.from_first(lambda: _text(model_choice.given_model(config, workdir, row)))
+    if given:
+        stored = checkpoint.load_model(given, tell=progress)
+        progress(f"{row}  is config.init_from={config.init_from}: {stored.description}")
         if before is None or before["source"] != str(stored.path):
             score = _score(settings, workdir, stored, progress)
             scores = {"last": score, "best_on_validation": score}
@@ -145,31 +143,18 @@ def run_row(config, workdir, row, progress=print):
         progress(f"{row}  is done: {done}")
         return
     origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
+    progress(processes.from_first(lambda: model_choice.start_line(settings, workdir, row, origin, progress)))
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
     train(settings, workdir, row, origin, progress)
 
 
+def _text(path):
+    return path and str(path)
+
+
 def source_model(config, workdir):
-    """Returns the path of the source model: `config.init_from`, or the working directory's own.
-
-    Raises:
-      CheckpointError: neither is there; the message says how to get one.
-    """
-    if config.init_from:
-        return config.init_from
-    return processes.from_first(lambda: _own_source_model(workdir))
-
-
-def _own_source_model(workdir):
-    own = run_folder.checkpoints(workdir, "source_only")
-    try:
-        return str(checkpoint.find_checkpoint(own))
-    except checkpoint.CheckpointError:
-        raise checkpoint.CheckpointError(
-            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, "
-            "with the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
-            "--config.init_from=CHECKPOINT."
-        ) from None
+    """As `model_choice.source_model`; the first process looks."""
+    return processes.from_first(lambda: str(model_choice.source_model(config, workdir)))
 
 
 def _report(config, workdir, progress):
