@@ -99,7 +99,7 @@ def damaged_files(folder, items):
         whole = listed["digest"] == of_json(listed["files"])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError):
         whole = False
     if not whole:
         return [f"{FILES}: cut, or other bytes than were written"]

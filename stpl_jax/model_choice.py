@@ -42,15 +42,16 @@ def to_apply(config, workdir, row=None):
             apart = None in others or SOURCE in others
             raise CheckpointError(
                 f"Two models could be meant: config.init_from={config.init_from}, and those of {workdir} "
-                f"({places.list_rows(workdir)}). To apply what init_from names: "
-                + ("another --workdir. " if apart else f"--row={SOURCE}. ")
-                + ("To apply the other: leave init_from out." if apart else "To apply another: --row=ROW.")
+                f"({places.list_rows(workdir)}). To apply what init_from names, "
+                + ("use another --workdir" if apart else f"give --row={SOURCE}")
+                + "; to apply one of the others, leave init_from out, and give --row=ROW."
             )
         return given, f"config.init_from={config.init_from}"
     if None in there:
         checkpoint.peek(there[None], row)  # refuses another row
         return there[None], f"--workdir={workdir}"
     asked = f"config.method={config.method}, no --row" if row is None else f"--row={row}"
+    asked += "; config.init_from is not used" if config.init_from and row != SOURCE else ""
     row = config.method if row is None else row
     found = row_model(config, workdir, row) if row == SOURCE or row in there else None
     if found is None:
@@ -133,19 +134,17 @@ def row_or_path(config, workdir, text, asked):
     return found or places.find(text).path
 
 
-def rows_to_score(config, workdir, progress=print):
+def rows_to_score(config, workdir):
     """Chooses the rows that `--mode=evaluate` scores: those of the run's table that have a model.
 
-    What is left out is said.
-
     Returns:
-      dict of row -> path for `checkpoint.load_model`.
+      dict of row -> path for `checkpoint.load_model`, text; and lines about what is left out.
 
     Raises:
       CheckpointError: there is none; or the row of `config.method` has none, and rows that were not asked for do.
     """
     wanted = row_names(config)
-    found = {row: path for row in wanted if (path := row_model(config, workdir, row))}
+    found = {row: str(path) for row in wanted if (path := row_model(config, workdir, row))}
     others = [row for row in places.rows(workdir) if row not in wanted]
     if not found or (config.method not in found and others):
         raise places.no_row(
@@ -155,34 +154,32 @@ def rows_to_score(config, workdir, progress=print):
             "Set --config.method to one of them, or run --mode=auto, pretrain or adapt first.",
         )
     missing = [row for row in wanted if row not in found]
-    if missing:
-        progress(f"evaluate  without a checkpoint, left out: {', '.join(missing)}")
-    if others:
-        progress(f"evaluate  not in config.method or config.compare_with, left out: {', '.join(others)}")
-    return found
+    left_out = [f"evaluate  left out, without a checkpoint: {', '.join(missing)}"] * bool(missing)
+    left_out += [f"evaluate  left out, not in config.method or compare_with: {', '.join(others)}"] * bool(others)
+    return found, left_out
 
 
-def start_line(config, workdir, row, origin, progress=print):
-    """Returns the first line of a row's training: which model it goes on from or starts from.
+def start_lines(config, workdir, row, origin):
+    """Returns the first lines of a row's training: which model it goes on from or starts from.
 
     Args:
       config: the row's configuration.
       workdir: the run's folder.
       row: the row.
       origin: path of the model that it starts from, or None for random weights.
-      progress: called with a line of text where a damaged checkpoint is left out.
     """
-    own = run_folder.checkpoints(workdir, row)
+    own, notes = run_folder.checkpoints(workdir, row), []
     if places.in_folder(own):
-        return f"{row}  goes on from {checkpoint.peek(own, tell=progress).description}"
+        return [f"{row}  goes on from {checkpoint.peek(own, tell=notes.append).description}", *notes]
     if origin is None:
-        return f"{row}  starts from random weights, seed {config.seed}"
-    found = checkpoint.peek(places.source_model(origin), tell=progress)
-    given = config.pretrain_from if row == SOURCE else config.init_from
-    how = f"config.{'pretrain_from' if row == SOURCE else 'init_from'}={given}: " if given else ""
+        return [f"{row}  starts from random weights, seed {config.seed}"]
+    found = checkpoint.peek(places.source_model(origin), tell=notes.append)
+    key = "pretrain_from" if row == SOURCE else "init_from"
+    how = f" (config.{key}={config[key]})" if config[key] else ""
     unused = run_folder.checkpoints(workdir, SOURCE)
-    beside = row != SOURCE and given and places.in_folder(unused) and not _same(unused, found.path)
-    return f"{row}  starts from {how}{found.description}" + (f" (and not from {unused})" if beside else "")
+    if row != SOURCE and places.in_folder(unused) and not _same(unused, origin):
+        notes.append(f"{row}  does not start from {unused}, which was trained here")
+    return [f"{row}  starts from {found.description}{how}", *notes]
 
 
 def _models(workdir):

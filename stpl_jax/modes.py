@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from input_pipeline import run_folder
-from input_pipeline.files import write_atomically
+from input_pipeline.files import read_json, write_atomically
 from stpl_jax import analysis, checkpoint, model_choice, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
@@ -64,22 +64,26 @@ def adapt(config, workdir, progress=print):
 
 
 def evaluate(config, workdir, progress=print):
-    """Scores again every row of the working directory that has a checkpoint, and writes the report anew."""
+    """Scores again every row of the table that has a checkpoint, and writes the report anew.
+
+    Raises:
+      CheckpointError: the row of `config.method` has none although others have; see `model_choice.rows_to_score`.
+    """
+    rows, left_out = processes.from_first(lambda: model_choice.rows_to_score(config, workdir))
     _note_settings(config, workdir)
-    rows = processes.from_first(
-        lambda: {row: str(path) for row, path in model_choice.rows_to_score(config, workdir, progress).items()}
-    )
     for row, path in rows.items():
         settings = row_config(config, row)
-        stored = checkpoint.load_model(path, tell=progress)
-        progress(f"evaluate  {stored.description}")
+        stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
+        before = read_json(run_folder.evaluation(workdir, row), "Move it away, and --mode=evaluate writes it anew.")
         score = _score(settings, workdir, stored, progress)
-        file = run_folder.evaluation(workdir, row)
-        before = json.loads(file.read_text()) if file.is_file() else {"best_on_validation": score}
         own = path == str(run_folder.checkpoints(workdir, row))
-        source = stored.meta["source"] if own else str(stored.path)
-        _write_evaluation(settings, workdir, row, source, before | {"last": score})
+        source = stored.meta.get("source", "unknown") if own else str(stored.path)
+        _write_evaluation(
+            settings, workdir, row, source, {"best_on_validation": score} | (before or {}) | {"last": score}
+        )
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
+    for line in left_out:
+        progress(line)
     _report(config, workdir, progress)
 
 
@@ -112,8 +116,7 @@ def predict(config, workdir, row, source, output, progress=print):
 
 def _predict(config, workdir, row, source, output, progress):
     path, asked = model_choice.to_apply(config, workdir, row)
-    model = prediction.load(path, tell=progress)
-    progress(f"predict  applies {model.description} ({asked})")
+    model = _said(prediction.load, path, "predict  applies ", f" ({asked})", progress)
     if config.flow.source == "flownet2":
         model = dataclasses.replace(model, estimate_flow=flow_extraction.frame_flow(config.flow.weights))
     prediction.predict_files(model, source, output, progress)
@@ -128,10 +131,9 @@ def run_row(config, workdir, row, progress=print):
     settings = row_config(config, row)
     done = run_folder.evaluation(workdir, row)
     before = processes.from_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
-    given = processes.from_first(lambda: _text(model_choice.given_model(config, workdir, row)))
+    given = processes.from_first(lambda: str(model_choice.given_model(config, workdir, row) or ""))
     if given:
-        stored = checkpoint.load_model(given, tell=progress)
-        progress(f"{row}  is config.init_from={config.init_from}: {stored.description}")
+        stored = _said(checkpoint.load_model, given, f"{row}  is config.init_from={config.init_from}: ", "", progress)
         if before is None or before["source"] != str(stored.path):
             score = _score(settings, workdir, stored, progress)
             scores = {"last": score, "best_on_validation": score}
@@ -143,13 +145,19 @@ def run_row(config, workdir, row, progress=print):
         progress(f"{row}  is done: {done}")
         return
     origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
-    progress(processes.from_first(lambda: model_choice.start_line(settings, workdir, row, origin, progress)))
+    for line in processes.from_first(lambda: model_choice.start_lines(settings, workdir, row, origin)):
+        progress(line)
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
     train(settings, workdir, row, origin, progress)
 
 
-def _text(path):
-    return path and str(path)
+def _said(load, path, before, after, progress):
+    """Loads a model and says which, first of all; then what there is to say about its checkpoint."""
+    notes = []
+    found = load(path, tell=notes.append)
+    for line in (f"{before}{found.description}{after}", *notes):
+        progress(line)
+    return found
 
 
 def source_model(config, workdir):
