@@ -3,14 +3,19 @@
 python main.py --config=configs/synthetic.py --workdir=runs/synthetic
 """
 
+import contextlib
 import os
+import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
+from stpl_jax.stopping import StopAtOnce, Stopped
 
 MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "predict")
 FLAGS = flags.FLAGS
@@ -32,10 +37,28 @@ flags.DEFINE_string("row", None, "predict: which row of the run's table to apply
 
 
 def main(argv):
+    """Runs a mode. What a person can mend, and being told to stop, end it with one line and without a traceback."""
+    try:
+        with StopAtOnce() as stop:
+            if len(argv) > 1:
+                raise UserError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
+            run(FLAGS.config, expand(FLAGS.workdir))
+            stop.check()
+    except Stopped as stopped:
+        _tell(stopped.message)
+        if not FLAGS.coordinator and not FLAGS.distributed:
+            # Everything is closed by now. Threads in which a library is still at work can crash an interpreter that
+            # shuts down around them.
+            sys.stdout.flush()
+            os._exit(stopped.code)
+        raise
+    except (UserError, OSError) as error:
+        _tell(f"{type(error).__name__}: {error}")
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def run(config, workdir):
     """Sets up devices and hands over."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}. Flags look like --mode=adapt.")
-    config, workdir = FLAGS.config, expand(FLAGS.workdir)
     sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {config.cpu_xla_flags}".strip()
     # Orbax and Grain tell at length what they do; our own lines are printed.
@@ -43,35 +66,52 @@ def main(argv):
     # Imported here: processes that this one starts for rendering and decoding read this file and need neither.
     import jax
 
-    from input_pipeline import run_folder
-    from stpl_jax import modes, processes
+    from stpl_jax import modes, processes, settings
+    from stpl_jax.run_lock import run_lock
 
+    config = settings.expand_paths(config)
+    settings.check(config)
+    if FLAGS.mode == "predict" and not (FLAGS.input and FLAGS.output):
+        raise UserError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
     # Before anything asks for a device. Accelerators, where there are any, are used all the same.
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(workdir / run_folder.COMPILATION_CACHE))
-
-    if FLAGS.mode == "predict" and not (FLAGS.input and FLAGS.output):
-        raise app.UsageError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
-    who = ""
-    try:
-        processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.distributed)
-        who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
-        # All processes know the same; one tells.
-        progress = print if processes.is_first() else lambda line: None
-        progress(f"devices: {jax.devices()}" + (f" in {jax.process_count()} processes" if who else ""))
+    processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.distributed)
+    # All processes know the same; one tells.
+    progress = print if processes.is_first() else lambda line: None
+    several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    with contextlib.ExitStack() as stack:
+        if FLAGS.mode != "predict":  # which writes elsewhere
+            processes.from_first(lambda: stack.enter_context(run_lock(workdir, progress)))
+        progress(f"devices: {jax.devices()}{several}")
         if FLAGS.mode == "analyse":
             modes.analyse(config, workdir, FLAGS.checkpoints, progress)
         elif FLAGS.mode == "predict":
-            modes.predict(config, workdir, FLAGS.row, FLAGS.input, FLAGS.output, progress)
+            modes.predict(config, workdir, FLAGS.row, expand(FLAGS.input), expand(FLAGS.output), progress)
         else:
             getattr(modes, FLAGS.mode)(config, workdir, progress)
-    except (UserError, OSError) as error:
-        # The message says what to do; a traceback of our own functions would hide it.
-        print(f"{who}{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _tell(line):
+    jax = sys.modules.get("jax")
+    several = jax is not None and (FLAGS.coordinator or FLAGS.distributed) and jax.process_count() > 1
+    print((f"process {jax.process_index()}: " if several else "") + line, file=sys.stderr, flush=True)
+
+
+def parse(argv):
+    """Reads the command line and the configuration file; a mistake in either ends with one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except Exception as error:  # a configuration file is a program: anything can go wrong in it
+        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+        key = re.search(r"'(\w+)'", text)
+        given = [a for a in argv if a.startswith("--config.") and key and key[1] in a.partition("=")[0].split(".")]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        at = [f"{f.filename}, line {f.lineno}" for f in frames if f.filename != __file__][-1:]
+        sys.exit(": ".join([type(error).__name__, *(given[:1] or at), text]))
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -179,9 +179,9 @@ def run_seed(config, workdir, seed, rows, flags=()):
     *others, method = [row for row in rows if row != "oracle"]
     command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
     command += [f"--config.method={method}", f"--config.compare_with={(*others, 'oracle')}", *flags]
-    if any(not (run_folder.evaluation(workdir, row)).is_file() for row in rows):
+    if any(not run_folder.evaluation(workdir, row).is_file() for row in rows):
         subprocess.run(command, check=True)
-    return {row: json.loads((run_folder.evaluation(workdir, row)).read_text()) for row in rows}
+    return {row: json.loads(run_folder.evaluation(workdir, row).read_text()) for row in rows}
 
 
 def summarise(rows, runs, compared=OURS):

@@ -39,7 +39,7 @@ def adapt(workdir, source, seed, rate, names):
     if not (workdir / "world").exists():
         (workdir / "world").symlink_to((source / "world").resolve())
     for name in names:
-        if not (run_folder.evaluation(workdir, name)).is_file():
+        if not run_folder.evaluation(workdir, name).is_file():
             command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", "--mode=adapt"]
             command += [f"--config.seed={seed}", f"--config.method={name}", f"--config.init_from={source}"]
             key = f"rows.{name}.optim" if name in LEARNING_RATES else "optim"

@@ -5,19 +5,24 @@ A flow field lives on the current frame's grid and points to where each pixel wa
 
 Files are `.npy`, int16, `[H, W, 2]`, ten times the value in pixels (the field's downloads use this form), or Middlebury
 `.flo`, float32.
+
+Every pixel must have flow. What formats have for unknown flow is refused: NaN and infinity, 1e9 and more in `.flo`
+files, and the ends of int16, where a value was clipped on its way into the file.
 """
 
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 
 # Stored value per pixel of motion in the int16 files.
 UNITS_PER_PIXEL = 10
-_INT16 = np.iinfo(np.int16)
+# Pixels; the ends of int16, where clipped values lie, are left out. Frames are not as wide as that.
+LARGEST = 3276.6
+_LARGEST_STORED = np.iinfo(np.int16).max - 1
 _FLO_MAGIC = 202021.25
 _FLO_HEADER_BYTES = 12
 
@@ -62,9 +67,32 @@ def to_int16(flow):
       flow: `[H, W, 2]` float, pixels.
 
     Returns:
-      `[H, W, 2]` int16, ten times the value, rounded to the nearest (half to even) and clipped to int16 (±3276.7 px).
+      `[H, W, 2]` int16, ten times the value, rounded to the nearest (half to even).
+
+    Raises:
+      UserError: values that are not finite or beyond ±3276.6 px; says which share of the pixels.
     """
-    return np.clip(np.rint(np.asarray(flow, np.float64) * UNITS_PER_PIXEL), _INT16.min, _INT16.max).astype(np.int16)
+    stored = np.rint(np.asarray(flow, np.float64) * UNITS_PER_PIXEL)
+    fault = _unusable(stored)
+    if fault:
+        raise UserError(f"Flow cannot be stored: {fault}.")
+    return stored.astype(np.int16)
+
+
+def _unusable(stored):
+    """Says which share of the pixels has no flow that can be stored, None where all have it.
+
+    Args:
+      stored: `[H, W, 2]`, ten times the value in pixels, of any type.
+    """
+    # NaN fails the comparisons, too; and the absolute value of int16's lower end does not fit into int16.
+    usable = ((stored >= -_LARGEST_STORED) & (stored <= _LARGEST_STORED)).all(-1)
+    bad = usable.size - np.count_nonzero(usable)
+    if not bad:
+        return None
+    return f"no usable flow (unknown, not finite, or beyond ±{LARGEST} px) in {bad} of {usable.size} pixels" + (
+        f" ({bad / usable.size:.1%})"
+    )
 
 
 def read_flow(path):
@@ -74,17 +102,28 @@ def read_flow(path):
       path: `.npy` (int16, ten times the value in pixels) or `.flo`.
 
     Returns:
-      `[H, W, 2]` float32 (u, v), pixels.
+      `[H, W, 2]` float32 (u, v), pixels, all finite and within ±3276.6.
 
     Raises:
-      UserError: another file type, dtype or shape, or a file that is cut off.
+      UserError: another file type, dtype or shape, a file that is cut off, or pixels without flow; says their share.
     """
     path = Path(path)
     if path.suffix == ".npy":
-        return _open_npy(path).astype(np.float32) / np.float32(UNITS_PER_PIXEL)
-    height, width = flow_size(path)
-    values = np.fromfile(path, "<f4", count=height * width * 2, offset=_FLO_HEADER_BYTES)
-    return values.reshape(height, width, 2).astype(np.float32)
+        stored = np.asarray(_open_npy(path))
+        fault = _unusable(stored)
+        flow = stored.astype(np.float32) / np.float32(UNITS_PER_PIXEL)
+    else:
+        height, width = flow_size(path)
+        values = np.fromfile(path, "<f4", count=height * width * 2, offset=_FLO_HEADER_BYTES)
+        flow = values.reshape(height, width, 2).astype(np.float32)
+        with np.errstate(over="ignore"):
+            fault = _unusable(flow * np.float32(UNITS_PER_PIXEL))
+    if fault:
+        raise UserError(
+            f"{path}: {fault}. Every pixel needs flow: fill the others in, or leave the clip out "
+            "(--config.data.skip_bad=True)."
+        )
+    return flow
 
 
 def flow_size(path):
@@ -120,9 +159,22 @@ def _open_npy(path):
     if stored.dtype != np.int16 or stored.ndim != 3 or stored.shape[2] != 2:
         raise UserError(
             f"{path}: expected flow as int16 [H, W, 2] (ten times the value in pixels), "
-            f"found {stored.dtype} {list(stored.shape)}."
+            f"found {stored.dtype} {list(stored.shape)}.{_how_to_convert(stored)}"
         )
     return stored
+
+
+def _how_to_convert(array):
+    channels_last = array.ndim == 3 and array.shape[2] == 2
+    if array.dtype.kind not in "fi" or not (channels_last or (array.ndim == 3 and array.shape[0] == 2)):
+        return ""
+    turn = "" if channels_last else ".transpose(1, 2, 0)"
+    # Whole numbers may be pixels or tenths of pixels: that is for the user to know.
+    tenfold = "numpy.rint(10 * flow)" if array.dtype.kind == "f" else "flow"
+    return (
+        f" If it holds (u, v) in {'pixels' if array.dtype.kind == 'f' else 'tenths of pixels'}, convert it: "
+        f"numpy.save(FILE, {tenfold}{turn}.astype('int16'))."
+    )
 
 
 def _flo_size(path):
@@ -144,27 +196,24 @@ def write_flow(path, flow):
 
     Args:
       path: file to write, ending in `.npy`; its folder is made if it is missing.
-      flow: `[H, W, 2]` float (u, v), pixels; rounded to a tenth of a pixel, clipped to ±3276.7.
+      flow: `[H, W, 2]` float (u, v), pixels; rounded to a tenth of a pixel.
 
     Raises:
-      UserError: the ending is not `.npy`, or the flow has another shape or a value that is not finite.
+      OSError: the file cannot be written.
+      UserError: the ending is not `.npy`, or the flow has another shape, or values that are not finite or beyond
+        ±3276.6 px.
     """
     path, flow = Path(path), np.asarray(flow)
     if path.suffix != ".npy":
         raise UserError(f"{path}: flow is written as .npy; give a name that ends in .npy.")
-    if flow.ndim != 3 or flow.shape[2] != 2 or not np.isfinite(flow).all():
+    if flow.ndim != 3 or flow.shape[2] != 2:
         raise UserError(f"{path}: expected finite flow of shape [H, W, 2], found shape {list(flow.shape)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    stored = io.BytesIO()
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, to_int16(flow))
-        # mkstemp makes private files; flow is shared like any other data file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        np.save(stored, to_int16(flow))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    write_atomically(path, stored.getvalue())
 
 
 def resize_flow(flow, size, scale="align_corners"):

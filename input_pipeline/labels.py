@@ -68,6 +68,42 @@ KNOWN_IDS = {
     "cityscapes_seq": frozenset([*range(34), 255]),
 }
 
+# The numbering of Cityscapes' *_labelTrainIds.png, which many tools write. None of the settings above has these ids.
+CITYSCAPES_TRAIN_IDS = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "light", "sign", "vegetation", "terrain", "sky", "person",
+    "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+
+# What a label file has to be, for errors.
+ID_FILES = {
+    "viper": "one 8-bit channel of class ids, as in VIPER's folder cls",
+    "synthia_seq": "the class id in the red channel, as in SYNTHIA's folder GT/LABELS",
+    "cityscapes_seq": "one 8-bit channel of class ids, as in Cityscapes' *_gtFine_labelIds.png",
+}
+
+
+def class_names(dataset):
+    """Returns the classes that a data set's ids stand for in any setting: {id: set of names}."""
+    names = {}
+    for (owner, setting), table in TRAIN_IDS.items():
+        for file_id, train_id in table.items() if owner == dataset else ():
+            names.setdefault(file_id, set()).add(CLASSES[setting][train_id])
+    return names
+
+
+def numberings():
+    """Returns the numberings that label files of streets come in: {its name in words: {id: set of class names}}."""
+    return {
+        "VIPER's ids": class_names("viper"),
+        "SYNTHIA's ids": class_names("synthia_seq"),
+        "Cityscapes' ids (*_labelIds.png)": class_names("cityscapes_seq"),
+        "Cityscapes' train ids (*_labelTrainIds.png)": {i: {name} for i, name in enumerate(CITYSCAPES_TRAIN_IDS)},
+        **{
+            f"this program's train ids (setting {setting})": {i: {name} for i, name in enumerate(names)}
+            for setting, names in CLASSES.items()
+        },
+    }
+
 
 def train_id_table(dataset, setting):
     """Looks up the table that turns a data set's ids into train ids.

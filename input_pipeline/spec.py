@@ -10,7 +10,7 @@ from input_pipeline import labels
 from input_pipeline.errors import UserError
 
 # Changes whenever the same files and the same spec would give other prepared content.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 DATASETS = ("viper", "synthia_seq", "cityscapes_seq")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline.flow_files import flow_name, write_flow
+from input_pipeline.flow_files import LARGEST, flow_name, write_flow
 from input_pipeline.labels import CLASSES, TRAIN_IDS
 from input_pipeline.world_shapes import WORLD_CLASSES
 
@@ -121,4 +121,5 @@ def write_flow_pair(flow_root, dataset, split, video, current, earlier, flow):
     """
     path = Path(flow_root) / split / flow_name(dataset, f"{video}_{current}", current, earlier)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_flow(path, flow)
+    # What was beside the camera then lay far outside the earlier frame, wherever exactly.
+    write_flow(path, np.clip(flow, -LARGEST, LARGEST))

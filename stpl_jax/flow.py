@@ -18,10 +18,10 @@ import numpy as np
 
 from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
-from input_pipeline.builders import layout as layout_lib
 from input_pipeline.domains import domain_spec, flow_folder, with_world
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
+from input_pipeline.images import read_image
 from input_pipeline.optical_flow import dis_flow
 from input_pipeline.prepare import BUILDERS
 from input_pipeline.spec import DatasetSpec, prepared_path
@@ -278,10 +278,10 @@ def _read_pair(spec, size, raw_size, job):
         try:
             if size == raw_size:
                 # Nothing is cut off: a flow file of the raw size is cut when it is read.
-                return np.asarray(layout_lib.read_image(path))
+                return np.asarray(read_image(path))
             return base.read_frame(path, spec, layout)
         except ValueError as error:
-            raise FlowError(f"{path}: {error}") from error
+            raise FlowError(str(error)) from error
 
     return read(job.frame), read(job.earlier)
 
@@ -296,7 +296,7 @@ def _write_file(item):
 def _clear_leftovers(folders):
     """Removes the temporary files of runs that were killed while they wrote."""
     for folder in folders:
-        for path in folder.glob(".*_int16_x10.npy.*"):
+        for path in folder.glob(".*.partial.npy"):
             if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                 path.unlink(missing_ok=True)
 

@@ -5,15 +5,18 @@ import json
 from pathlib import Path
 
 from input_pipeline import run_folder
-from input_pipeline.files import read_json, write_atomically
+from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 from stpl_jax import analysis, checkpoint, model_choice, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
+from stpl_jax.records import RowScores, read_scores
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.train import Validation, build_segmenter, check_same_run, train
+from stpl_jax.settings import check_same_run
+from stpl_jax.train import Validation, build_segmenter, train
 
 
 def auto(config, workdir, progress=print):
@@ -74,13 +77,12 @@ def evaluate(config, workdir, progress=print):
     for row, path in rows.items():
         settings = row_config(config, row)
         stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
-        before = read_json(run_folder.evaluation(workdir, row), "Move it away, and --mode=evaluate writes it anew.")
+        before = _known_scores(workdir, row, progress)
         score = _score(settings, workdir, stored, progress)
         own = path == str(run_folder.checkpoints(workdir, row))
         source = stored.meta.get("source", "unknown") if own else str(stored.path)
-        _write_evaluation(
-            settings, workdir, row, source, {"best_on_validation": score} | (before or {}) | {"last": score}
-        )
+        best, seconds = (before.best_on_validation, before.seconds_per_step) if before else (score, None)
+        _write_scores(settings, workdir, row, source, score, best, seconds)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     for line in left_out:
         progress(line)
@@ -129,20 +131,18 @@ def run_row(config, workdir, row, progress=print):
       CheckpointError: the row starts from a source model, and there is none; or it was done with other settings.
     """
     settings = row_config(config, row)
-    done = run_folder.evaluation(workdir, row)
-    before = processes.from_first(lambda: json.loads(done.read_text()) if done.is_file() else None)
+    before = _known_scores(workdir, row, progress)
     given = processes.from_first(lambda: str(model_choice.given_model(config, workdir, row) or ""))
     if given:
         stored = _said(checkpoint.load_model, given, f"{row}  is config.init_from={config.init_from}: ", "", progress)
-        if before is None or before["source"] != str(stored.path):
+        if before is None or before.source != str(stored.path):
             score = _score(settings, workdir, stored, progress)
-            scores = {"last": score, "best_on_validation": score}
-            _write_evaluation(settings, workdir, row, str(stored.path), scores)
+            _write_scores(settings, workdir, row, str(stored.path), score, score)
             progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
         return
-    if before is not None and before["last"]["step"] == settings.optim.steps:
-        check_same_run(settings, before["config"], done.parent)
-        progress(f"{row}  is done: {done}")
+    if before is not None and before.last["step"] == settings.optim.steps:
+        check_same_run(settings, before.config, Path(workdir) / row)
+        progress(f"{row}  is done: {run_folder.evaluation(workdir, row)}")
         return
     origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
     for line in processes.from_first(lambda: model_choice.start_lines(settings, workdir, row, origin)):
@@ -216,15 +216,22 @@ def _score(settings, workdir, stored, progress):
     return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.get("step", 0))
 
 
-def _write_evaluation(settings, workdir, row, source, scores):
-    text = {
-        "row": row,
-        "method": settings.method,
-        "source": source,
-        "last": scores["last"],
-        "best_on_validation": scores["best_on_validation"],
-        "seconds_per_step": scores.get("seconds_per_step"),
-        "config": json.loads(settings.to_json_best_effort()),
-    }
+def _known_scores(workdir, row, progress):
+    """Returns a row's `RowScores`, or None where there are none or the file is damaged: they can be had again."""
+
+    def read():
+        try:
+            found = read_scores(workdir, row)
+        except UserError as error:
+            progress(f"{row}  is scored again: {error}")
+            return None
+        return found and dataclasses.asdict(found)
+
+    found = processes.from_first(read)
+    return found and RowScores(**found)
+
+
+def _write_scores(settings, workdir, row, source, last, best, seconds_per_step=None):
     if processes.is_first():
-        write_atomically(run_folder.evaluation(workdir, row), json.dumps(text, indent=1))
+        config = json.loads(settings.to_json_best_effort())
+        RowScores(row, settings.method, source, last, best, config, seconds_per_step).write(workdir)

@@ -47,7 +47,7 @@ def write_report(config, workdir, progress=print):
     text = report_text(report, config.method, named, run_folder.VIDEO if video else None)
     write_atomically(workdir / run_folder.REPORT_TEXT, text)
     curves = {row: read_curves(workdir, row) for row in evaluations}
-    confusion = {row: evaluation["last"]["confusion"] for row, evaluation in evaluations.items()}
+    confusion = {row: evaluation.last["confusion"] for row, evaluation in evaluations.items()}
     results = analysis.read_results(workdir)
     if results and not analysis.is_true(results, config, workdir):
         progress("report  without feature space: a network has changed since; --mode=analyse looks at it again")

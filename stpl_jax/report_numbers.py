@@ -9,6 +9,7 @@ from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
+from stpl_jax.records import read_scores
 from stpl_jax.rows import row_names
 
 _SCORES = ("miou", "temporal_consistency", "temporal_consistency_warped")
@@ -18,14 +19,13 @@ def read_evaluations(config, workdir):
     """Reads the scores of every row that has been evaluated.
 
     Returns:
-      row -> content of its `evaluation.json`, in the order of the results table.
+      row -> `RowScores`, in the order of the results table.
 
     Raises:
       UserError: there are none.
     """
     rows = row_names(config)
-    files = {row: run_folder.evaluation(workdir, row) for row in rows}
-    found = {row: json.loads(file.read_text()) for row, file in files.items() if file.is_file()}
+    found = {row: scores for row in rows if (scores := read_scores(workdir, row))}
     if not found:
         raise UserError(
             f"{workdir}: no {run_folder.EVALUATION} in any of {', '.join(rows)}. Train or score something first: "
@@ -53,15 +53,15 @@ def make_report(config, evaluations):
     """
     results, settings = {}, {}
     for row, evaluation in evaluations.items():
-        last, best = evaluation["last"], evaluation["best_on_validation"]
+        last, best = evaluation.last, evaluation.best_on_validation
         results[row] = {
             **{name: _number(last[name]) for name in _SCORES},
             "iou": {name: _number(value) for name, value in last["iou"].items()},
             "step": last["step"],
             "best_on_validation": {"miou": _number(best["miou"]), "step": best["step"]},
-            "seconds_per_step": _number(evaluation.get("seconds_per_step")),
+            "seconds_per_step": _number(evaluation.seconds_per_step),
         }
-        settings[row] = {"method": evaluation["method"], "source": evaluation["source"]}
+        settings[row] = {"method": evaluation.method, "source": evaluation.source}
 
     def miou(row):
         return results[row]["miou"] if row in results else None

@@ -39,8 +39,8 @@ class RunLog:
         if enabled:
             path = Path(folder) / METRICS
             path.parent.mkdir(parents=True, exist_ok=True)
-            _keep_until(path, start)
-            self.file = path.open("a")
+            _keep_until(path, start, steps)
+            self.path, self.file = path, path.open("a")
             self.board = tensorboardX.SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
     def step(self, step, metrics):
@@ -67,8 +67,11 @@ class RunLog:
         """Writes scalars without printing them."""
         if self.file is None:
             return
-        self.file.write(json.dumps({"step": step} | metrics) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps({"step": step} | metrics) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
 
@@ -84,18 +87,36 @@ class RunLog:
             self.board.close()
 
 
-def _keep_until(path, step):
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+def read_log(path):
+    """Reads a row's log; a run that is killed while it writes, or a damaged disk, leaves lines that are none.
+
+    Args:
+      path: `metrics.jsonl`.
+
+    Returns:
+      (entries, damaged): list of dicts, each with a whole number `step`, and the number of lines that were left out.
+    """
+    entries, damaged = [], 0
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            entry = json.loads(line)
+            damaged += not _is_entry(entry)
+            entries += [entry] if _is_entry(entry) else []
         except ValueError:
-            # The last line of a run that was killed while it wrote.
-            continue
-    write_atomically(path, "".join(line + "\n" for line in kept))
+            damaged += 1
+    return entries, damaged
+
+
+def _is_entry(entry):
+    return isinstance(entry, dict) and isinstance(entry.get("step"), int)
+
+
+def _keep_until(path, start, steps):
+    """Drops what a run that goes on from step `start` writes again: later steps, and the score after the last one."""
+    entries, _ = read_log(path)
+    kept = [e for e in entries if e["step"] <= start and not (e["step"] == steps and "validation/miou" in e)]
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _clock(seconds):

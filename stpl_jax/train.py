@@ -2,8 +2,6 @@
 
 import collections
 import json
-import signal
-import threading
 from pathlib import Path
 
 import jax
@@ -12,7 +10,6 @@ import numpy as np
 from input_pipeline import run_folder
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, evaluated_classes
 from input_pipeline.loader import eval_batches, train_batches
 from stpl_jax import checkpoint, checkpoint_places, parallel, processes
@@ -20,16 +17,15 @@ from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
 from stpl_jax.optim import poly_schedule
+from stpl_jax.records import RowScores
 from stpl_jax.run_log import RunLog
+from stpl_jax.settings import check_same_run
+from stpl_jax.stopping import StopAfterStep
 from stpl_jax.train_state import create_state, make_train_step
 
 
 class NonFiniteLoss(UserError):
     """A loss, or the state after the step, that is infinite or not a number."""
-
-
-class Stopped(SystemExit):
-    """Training ended early because the process was told to (SIGTERM); the state is saved."""
 
 
 def build_segmenter(config):
@@ -52,7 +48,7 @@ def train(config, workdir, row, init_from=None, progress=print):
 
     Raises:
       NonFiniteLoss: with the step and this process's clips; the last checkpoint before it stays.
-      Stopped: after SIGTERM to any process, once the state is saved; in all processes at the same step.
+      Stopped: after SIGTERM or Ctrl-C to any process, once the state is saved; in all processes at the same step.
       CheckpointError: a checkpoint that does not fit.
     """
     folder, steps = Path(workdir) / row, config.optim.steps
@@ -64,6 +60,7 @@ def train(config, workdir, row, init_from=None, progress=print):
     }
     validation = Validation(config, workdir, segmenter, progress)
     seed_key = jax.random.key(config.seed)
+    clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
 
     with processes.in_turn(
         lambda: checkpoint.open_manager(run_folder.checkpoints(workdir, row), config.checkpoint.keep)
@@ -77,14 +74,22 @@ def train(config, workdir, row, init_from=None, progress=print):
             state, meta, newest = found
             start = newest
             check_same_run(config, meta["config"], folder)
+            if start > steps:
+                raise checkpoint.CheckpointError(
+                    f"{folder} has a checkpoint of step {start}, and optim.steps={steps} ends before it: set as many "
+                    "steps or more, or another --workdir."
+                )
             positions, best, origin = meta["positions"], meta["best"], meta["source"]
             progress(f"{row}  goes on from step {start}")
+            if before := other_batch(config, meta, clips):
+                progress(f"{row}  {before}")
         else:
             variables, origin = starting_variables(config, segmenter, init_from, progress)
             state = jax.jit(lambda v: create_state(method, optimisers, v, seed_key))(variables)
         state = parallel.replicate(state)
 
         meta = {
+            "clips_per_step": clips,
             "config": json.loads(config.to_json_best_effort()),
             "row": row,
             "method": config.method,
@@ -104,7 +109,6 @@ def train(config, workdir, row, init_from=None, progress=print):
         one_step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
         train_step = parallel.pmap(one_step, donate_state=True)
         schedule = poly_schedule(config.optim)
-        clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
         log = RunLog(folder, row, steps, start, clips, config.log_every, jax.process_index() == 0, progress)
         pending = collections.deque()  # (step, clip names, metrics on the device, whether to stop)
         several, stop = jax.process_count() > 1, False
@@ -125,14 +129,14 @@ def train(config, workdir, row, init_from=None, progress=print):
                 stop = stop or (several and parallel.is_set(told))
 
         stream = parallel.prefetch(device_batches(config, method, sources, positions, steps - start))
-        with SigtermFlag() as sigterm:
+        with StopAfterStep() as stopping:
             for step, (batch, names, positions) in enumerate(stream, start + 1):
                 with jax.transfer_guard("disallow"):  # everything the step needs is on the devices
                     state, metrics = train_step(state, batch)
                 # The signal may reach one process alone, or each at another step: all stop where they have agreed to.
-                pending.append((step, names, metrics, parallel.any_process(sigterm.seen) if several else None))
+                pending.append((step, names, metrics, parallel.any_process(bool(stopping.seen)) if several else None))
                 settle(keep=1)
-                stop = stop or (sigterm.seen and not several)
+                stop = stop or (bool(stopping.seen) and not several)
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
                     best = _better(best, validation.score(state, step))
                     log.write(step, {"validation/miou": validation.last["miou"]})
@@ -143,8 +147,7 @@ def train(config, workdir, row, init_from=None, progress=print):
                     save(step, positions)
                 if stop:
                     processes.from_first(manager.wait_until_finished)
-                    progress(f"{row}  stopped at step {step} by SIGTERM; the same command goes on from there")
-                    raise Stopped(128 + signal.SIGTERM)
+                    raise stopping.stopped(f"{row}  stopped at step {step}")
             processes.from_first(manager.wait_until_finished)
         last = validation.score(state, steps)
         best = _better(best, last)
@@ -152,9 +155,37 @@ def train(config, workdir, row, init_from=None, progress=print):
         log.close()
     progress(f"{row}  mIoU {last['miou']:.2f} at the last step, {steps}")
     if processes.is_first():
-        text = {"row": row, "method": config.method, "source": origin, "last": last, "best_on_validation": best}
-        text |= {"seconds_per_step": log.seconds_per_step(), "config": meta["config"]}
-        write_atomically(run_folder.evaluation(workdir, row), json.dumps(text, indent=1))
+        RowScores(row, config.method, origin, last, best, meta["config"], log.seconds_per_step()).write(workdir)
+
+
+def other_batch(config, meta, clips):
+    """Says that a row goes on with another number of clips in a step than before; None where it is the same.
+
+    Args:
+      config: the row's configuration.
+      meta: of the checkpoint that it goes on from.
+      clips: clips in a step of all devices now.
+
+    Raises:
+      CheckpointError: the settings changed it, and not the number of devices.
+    """
+    before = meta.get("clips_per_step", clips)  # checkpoints of earlier versions do not have it
+    if before == clips:
+        return None
+    devices, each = jax.device_count(), config.clips_per_device * config.optim.accumulate
+    stored = meta["config"]
+    if stored["clips_per_device"] * stored["optim"]["accumulate"] != each:
+        raise checkpoint.CheckpointError(
+            f"The row was begun with {before} clips a step, and clips_per_device={config.clips_per_device} with "
+            f"optim.accumulate={config.optim.accumulate} on {devices} devices makes {clips}. Use another --workdir, or "
+            "settings that make as many as before."
+        )
+    factor, rest = divmod(before, config.clips_per_device * devices)
+    way = f": --config.optim.accumulate={factor} keeps it" if factor and not rest else ""
+    return (
+        f"WARNING: {clips} clips a step on {devices} devices, and {before} before on {before // each}. From here on it "
+        f"is another run than one that was not stopped{way}"
+    )
 
 
 def open_together(config, workdir, domain, needs=None, progress=print):
@@ -251,76 +282,5 @@ def compiled_eval_step(segmenter, flow_scale):
     return _EVAL_STEPS[segmenter, flow_scale]
 
 
-class SigtermFlag:
-    """Notes SIGTERM instead of dying of it, while it is entered; `seen` tells."""
-
-    seen = False
-
-    def __enter__(self):
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, number, frame):
-        del number, frame
-        self.seen = True
-
-    def __exit__(self, *error):
-        if self.main:
-            signal.signal(signal.SIGTERM, self.before)
-
-
 def _better(best, new):
     return new if best is None or new["miou"] > best["miou"] else best
-
-
-# Settings that may change between the parts of one run: they do not change what is computed.
-_FREE = (
-    "steps",
-    "log_every",
-    "flow.batch",
-    "compare_with",
-    "cpu_devices",
-    "cpu_xla_flags",
-    "compilation_cache",
-    "checkpoint",
-    "report",
-    "analysis",
-    "rows",
-    "init_from",
-)
-
-
-def check_same_run(config, stored, folder):
-    """Compares a row's configuration with the one that it was begun with; what does not change the result may differ.
-
-    Args:
-      config: the row's configuration.
-      stored: the same as a dict, from a checkpoint or an `evaluation.json`.
-      folder: of the row, for the message.
-
-    Raises:
-      CheckpointError: lists every setting that differs.
-    """
-
-    def flat(tree, prefix=""):
-        if not isinstance(tree, dict):
-            return {prefix[1:]: tree}
-        return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{prefix}.{name}").items()}
-
-    now = flat(json.loads(config.to_json_best_effort()))
-    before = flat(stored)
-    free = (*_FREE, "data.threads", "data.workers", "data.prefetch", "data.prepared_dir", "optim.steps", "world")
-    changed = [
-        f"  {name}: was {before[name]!r}, is {now[name]!r}"
-        # A setting that did not exist when the row was begun, or no longer does, cannot be compared.
-        for name in sorted(now.keys() & before.keys())
-        if now[name] != before[name] and not any(name == f or name.startswith(f + ".") for f in free)
-    ]
-    if changed:
-        raise checkpoint.CheckpointError(
-            f"{folder} was begun with other settings:\n"
-            + "\n".join(changed)
-            + "\nUse another --workdir, or these settings."
-        )

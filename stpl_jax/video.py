@@ -10,10 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline.builders.layout import read_image
 from input_pipeline.errors import UserError
+from input_pipeline.images import IMAGE_SUFFIXES, read_image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # For a video file that does not tell its own, and for videos made of single frames.
 DEFAULT_FPS = 25.0
 _MOST_ERRORS_SHOWN = 20
@@ -141,7 +140,7 @@ def _read_image(file):
     try:
         return np.asarray(read_image(file))
     except ValueError as error:
-        raise SourceError(f"{file}: {error}. Expected a PNG or JPEG image.") from error
+        raise SourceError(str(error)) from error
 
 
 @contextlib.contextmanager

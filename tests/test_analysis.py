@@ -231,6 +231,11 @@ def test_networks_that_cannot_be_compared(run, tmp_path, drawn_variables):
 
 def test_a_set_without_labels(tmp_path, tiny_config, drawn_variables):
     set_up(tiny_config, tmp_path, ids=(0,))
+    # Sets without any pixel of a class are not prepared; this one is there, and between the features' pixels.
+    for path in (tmp_path / "raw" / "gtFine").rglob("*_labelIds.png"):
+        ids = np.array(Image.open(path))
+        ids[1, 1] = 7
+        Image.fromarray(ids).save(path)
     save(tmp_path / "run" / "stpl", tiny_config, drawn_variables(make_segmenter(tiny_config.model, 15)))
     with pytest.raises(analysis.AnalysisError, match="no labelled pixel in the 3 clips"):
         modes.analyse(tiny_config, tmp_path / "run", progress=quiet)

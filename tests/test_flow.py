@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,28 +143,25 @@ def test_a_run_goes_on_where_it_was(config, tmp_path, estimates):
 
 
 def test_a_killed_run_leaves_no_torn_file(config, tmp_path, monkeypatch):
-    save, saved, lock = np.save, [], threading.Lock()
+    write, written, lock = Path.write_bytes, [], threading.Lock()
 
-    def dying(file, array):
+    def dying(path, content):
         with lock:  # several threads write
-            saved.append(array)
-            dies = len(saved) > 3
+            written.append(path)
+            dies = len(written) > 5  # two notes of the origin, and three files
+        write(path, content[:100] if dies else content)
         if dies:
-            file.write(b"half of it")
-            file.flush()
-            os.fsync(file.fileno())
             raise KeyboardInterrupt
-        save(file, array)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(flow_files.np, "save", dying)
+        patched.setattr(Path, "write_bytes", dying)
         run(config, tmp_path)
     there = list((tmp_path / "flow").rglob("*.npy"))
     assert there and all(flow_files.flow_size(path) in SIZES.values() for path in there)
     # What SIGKILL would have left, an hour later; a younger one may be a living process's.
     folder = tmp_path / "flow" / "val"
     folder.mkdir(parents=True, exist_ok=True)
-    old, young = (folder / f".lindau_000000_000018_000017_int16_x10.npy.{name}" for name in ("old", "young"))
+    old, young = (folder / f".lindau_000000_000018_000017_int16_x10.{name}.partial.npy" for name in ("old", "young"))
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)

@@ -193,9 +193,6 @@ def test_rows_that_are_scored(put, config, tmp_path, monkeypatch):
     assert lines[-1] == "evaluate  left out, not in config.method or compare_with: bn_statistics"
     written = json.loads((tmp_path / "run" / "source_only" / "evaluation.json").read_text())
     assert written["source"] == str(source / "0")
-    (tmp_path / "run" / "stpl" / "evaluation.json").write_text("")
-    with pytest.raises(ValueError, match="stpl/evaluation.json.*Move it away"):
-        modes.evaluate(config, tmp_path / "run", lines.append)
 
 
 def test_loading_names_what_there_is(put, tmp_path, monkeypatch):

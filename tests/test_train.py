@@ -10,8 +10,10 @@ import pytest
 from tiny_run import tiny_run_config
 
 from stpl_jax import checkpoint, modes
+from stpl_jax import train as train_module
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.train import NonFiniteLoss, Stopped, train
+from stpl_jax.stopping import Stopped
+from stpl_jax.train import NonFiniteLoss, train
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,31 @@ def test_loss_that_is_not_finite_names_step_and_clips(begun):
         adapt(begun, config, "broken")
     for x in leaves(begun, "stpl").values():
         assert np.isfinite(x).all()
+
+
+def other_batch(before, devices_before=2, **now):
+    """What is said where a row that was begun on `devices_before` devices goes on here, on eight."""
+    config = tiny_run_config()
+    stored = {"clips_per_device": 1, "optim": {"accumulate": 1}}
+    config.clips_per_device, config.optim.accumulate = now.get("clips", 1), now.get("accumulate", 1)
+    clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
+    return train_module.other_batch(config, {"clips_per_step": before, "config": stored}, clips)
+
+
+def test_going_on_with_other_devices_says_that_the_batch_is_another():
+    assert other_batch(before=8) is None
+    assert train_module.other_batch(tiny_run_config(), {"config": {}}, 8) is None, "not known: an older checkpoint"
+    line = other_batch(before=16)
+    assert "8 clips a step on 8 devices, and 16 before on 16" in line and "--config.optim.accumulate=2 keeps it" in line
+    assert other_batch(before=16, accumulate=2) is None
+    assert "accumulate" not in other_batch(before=4), "fewer clips than devices cannot be had"
+    with pytest.raises(checkpoint.CheckpointError, match="begun with 8 clips a step.*accumulate=3 on 8 devices.*24"):
+        other_batch(before=8, accumulate=3)
+
+
+def test_a_row_that_is_further_than_its_last_step_is_not_scored_as_if_it_were_not(finished):
+    with pytest.raises(checkpoint.CheckpointError, match="checkpoint of step 4, and optim.steps=2 ends before it"):
+        adapt(finished[0], tiny_run_config(2))
 
 
 def test_adapting_without_a_source_model_says_how_to_get_one(tmp_path):

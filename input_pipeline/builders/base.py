@@ -17,10 +17,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from input_pipeline import flow_files, labels, optical_flow
+from input_pipeline import flow_files, label_files, labels, optical_flow
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import checks
 from input_pipeline.builders import layout as layout_lib
+from input_pipeline.errors import UserError
+from input_pipeline.images import read_image
 
 # TFDS keeps the examples of one shard in memory while it writes it: this bounds their size before compression.
 _SHARD_BYTES = 256 * 2**20
@@ -64,7 +66,7 @@ def _png(pixels):
 
 
 def read_frame(path, spec, layout):
-    """Reads a frame as the network is to see it: cut, then resized bicubic by PIL.
+    """Reads a frame as the network is to see it: as a person sees it, cut, then resized bicubic by PIL.
 
     Args:
       path: image file.
@@ -73,8 +75,11 @@ def read_frame(path, spec, layout):
 
     Returns:
       `[H, W, 3]` uint8 RGB at `spec.size`.
+
+    Raises:
+      UserError: the file cannot be read as an image; names it.
     """
-    image = layout_lib.read_image(path)
+    image = read_image(path)
     rows = layout.rows_kept(image.height)
     if rows != image.height:
         image = image.crop((0, 0, image.width, rows))
@@ -91,8 +96,11 @@ def read_label(path, spec, layout):
 
     Returns:
       `[H, W]` uint8 train ids, 255 = ignored, at `spec.label_size` or at the file's own size (after the cut).
+
+    Raises:
+      UserError: the file holds no class ids; names it.
     """
-    ids = layout.read_ids(path)
+    ids = label_files.read_ids(path, spec.name)
     classes = labels.train_id_table(spec.name, spec.classes)[ids]
     if layout.ego_id is not None:
         classes[layout_lib.ego_vehicle(ids == layout.ego_id)] = labels.IGNORED
@@ -113,13 +121,19 @@ def read_stored_flow(path, spec, layout, raw_size):
 
     Returns:
       `[H, W, 2]` int16 (ten times the value in pixels) at `spec.size`.
+
+    Raises:
+      UserError: the file cannot be read, or not every pixel has flow that can be stored; names it.
     """
     flow = flow_files.read_flow(path)
     if flow.shape[:2] == raw_size:
         flow = flow[: layout.rows_kept(raw_size[0])]
     if flow.shape[:2] != spec.size:
         flow = flow_files.resize_flow(flow, spec.size, spec.flow_scale)
-    return flow_files.to_int16(flow)
+    try:
+        return flow_files.to_int16(flow)
+    except UserError as error:
+        raise UserError(f"{path}, resized to {spec.size[0]}x{spec.size[1]}: {error}") from None
 
 
 def make_example(clip, spec, layout, raw_size):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from input_pipeline.builders import base, layout
 
-_LABEL = re.compile(r"(.+)_(\d+)_(\d+)_gtFine_labelIds\.png")
+_LABEL = re.compile(r"(.+)_(\d+)_(\d+)_gtFine_labelIds\.png", re.IGNORECASE)
 
 
 def folders(spec):
@@ -27,16 +27,13 @@ def list_clips(spec):
       List of `ClipFiles`, sorted by name.
     """
     images, ids = folders(spec)
-    flow_dirs = layout.flow_folders(spec)
+    flow_dirs, find = layout.flow_folders(spec), layout.frame_finder(".png")
     clips = []
-    for path in sorted(ids.glob("*/*_gtFine_labelIds.png")):
-        match = _LABEL.fullmatch(path.name)
-        if not match:
-            continue
+    for path, match in layout.find_labels(ids, "*/*", _LABEL):
         city, sequence, number = match[1], match[2], int(match[3])
         name = f"{city}_{sequence}_{match[3]}"
         frames = {
-            k: images / path.parent.name / f"{city}_{sequence}_{number - k:06d}_leftImg8bit.png" for k in spec.offsets
+            k: find(images / path.parent.name, f"{city}_{sequence}_{number - k:06d}_leftImg8bit") for k in spec.offsets
         }
         clips.append(layout.ClipFiles(name, path, frames, layout.flows_of(spec, name, number, flow_dirs)))
     return clips
@@ -46,10 +43,15 @@ LAYOUT = layout.Layout(
     folders=folders,
     expected=(
         "Cityscapes as its owners ship it: leftImg8bit_sequence/SPLIT/CITY/CITY_SSSSSS_FFFFFF_leftImg8bit.png (package "
-        "leftImg8bit_sequence_trainvaltest.zip) and gtFine/SPLIT/CITY/CITY_SSSSSS_FFFFFF_gtFine_labelIds.png"
+        "leftImg8bit_sequence_trainvaltest.zip) and gtFine/SPLIT/CITY/CITY_SSSSSS_FFFFFF_gtFine_labelIds.png; raw_dir "
+        "is the folder that holds both"
     ),
+    labels="CITY/CITY_SSSSSS_FFFFFF_gtFine_labelIds.png",
     list_clips=list_clips,
-    read_ids=layout.read_ids_grey,
+    mistaken={
+        "leftImg8bit": "single frames without the video around them: the package to get is leftImg8bit_sequence",
+        "gtCoarse": "coarse labels: the package to get is gtFine",
+    },
 )
 
 

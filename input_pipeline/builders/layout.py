@@ -1,14 +1,15 @@
-"""What the three builders share about raw folders: the files of a clip, and reading them."""
+"""What the three builders share about raw folders: the files of a clip, and where they lie."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from input_pipeline import flow_files
+from input_pipeline.images import IMAGE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,92 +34,71 @@ class Layout:
     """How one data set lies in its owner's folders.
 
     Attributes:
-      folders: spec -> the folders that have to exist.
+      folders: spec -> the folders that have to exist: images, labels, images, labels, …
       expected: the folder structure in words, for errors.
+      labels: what a label file is called below its folder, for errors.
       list_clips: spec -> list of `ClipFiles` of every labelled frame, sorted by name.
-      read_ids: label file -> `[H, W]` uint8 ids as the owner numbers them; ValueError for another kind of file.
       rows_kept: raw height -> rows kept, counted from the top.
       ego_id: id of cars where the recording car itself is labelled so and has to be ignored, else None.
+      mistaken: folders that are taken for those above, {name: what it holds}, for errors.
     """
 
     folders: Callable
     expected: str
+    labels: str
     list_clips: Callable
-    read_ids: Callable
     rows_kept: Callable = lambda height: height
     ego_id: int | None = None
+    mistaken: dict = dataclasses.field(default_factory=dict)
 
 
-def read_image(path):
-    """Decodes an image file completely.
-
-    Args:
-      path: JPEG or PNG file.
-
-    Returns:
-      PIL image in mode RGB.
-
-    Raises:
-      ValueError: the file cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise
-    # PIL's decoders raise many types on broken data (OSError, SyntaxError, struct.error, …).
-    except Exception as error:
-        raise ValueError(f"cannot be decoded ({error})") from error
-
-
-def read_ids_grey(path):
-    """Reads a label file with one 8-bit channel.
+def frame_finder(suffix):
+    """Makes a function that looks frames up by name, whichever kind of image they are.
 
     Args:
-      path: PNG file, grey or with a palette (then the indices count).
+      suffix: the owner's ending, such as `.png`; it comes first where a folder holds a frame as two kinds.
 
     Returns:
-      `[H, W]` uint8.
-
-    Raises:
-      ValueError: the file cannot be decoded or has another kind of pixel.
+      (folder, name without ending) -> `Path`; with the owner's ending where there is no such frame. Each folder is
+      listed once.
     """
-    try:
-        with Image.open(path) as image:
-            mode, ids = image.mode, np.array(image)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"cannot be decoded ({error})") from error
-    if mode not in ("L", "P"):
-        raise ValueError(f"expected one 8-bit channel with ids, found pixels of PIL mode {mode}")
-    return ids
+    listings = {}
+
+    def find(folder, stem):
+        if folder not in listings:
+            listings[folder] = _images_in(folder, (suffix, *IMAGE_SUFFIXES))
+        return listings[folder].get(stem, folder / f"{stem}{suffix}")
+
+    return find
 
 
-def read_ids_red(path):
-    """Reads a label file whose red channel holds the class, 8 or 16 bits deep.
+def _images_in(folder, suffixes):
+    """{name without ending: path} of a folder's images; of two kinds of one name, the one that `suffixes` has first."""
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in suffixes:
+            continue
+        if stem not in found or suffixes.index(suffix.lower()) < suffixes.index(found[stem].suffix.lower()):
+            found[stem] = folder / name
+    return found
+
+
+def find_labels(folder, pattern, name):
+    """Lists label files.
 
     Args:
-      path: PNG file with three or four channels.
+      folder: folder of the labels.
+      pattern: glob pattern below it.
+      name: compiled regular expression that the whole name has to match.
 
     Returns:
-      `[H, W]` uint8.
-
-    Raises:
-      ValueError: the file cannot be decoded, has too few channels, or holds ids above 255.
+      List of (path, match), sorted by path. Hidden files, such as other systems leave beside copies, are left out.
     """
-    # PIL drops the low byte of 16-bit colours, so OpenCV reads the ids; but OpenCV fills up files that are cut off,
-    # so PIL tells whether the file is complete.
-    read_image(path)
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("cannot be decoded")
-    if pixels.ndim != 3 or pixels.shape[2] < 3:
-        raise ValueError(f"expected colours with the class in the red channel, found shape {list(pixels.shape)}")
-    red = pixels[..., 2]
-    if red.max() > 255:
-        raise ValueError(f"expected ids up to 255 in the red channel, found {int(red.max())}")
-    return red.astype(np.uint8)
+    paths = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return [(path, match) for path in paths if (match := name.fullmatch(path.name))]
 
 
 def find_flow(folders, name):

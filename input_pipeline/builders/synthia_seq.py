@@ -1,9 +1,12 @@
 """SYNTHIA-Seq: rendered sequences in which every frame is labelled (Ros et al., CVPR 2016)."""
 
+import re
 from pathlib import Path
 
 from input_pipeline.builders import base, layout
+from input_pipeline.images import IMAGE_SUFFIXES
 
+_LABEL = re.compile(r"(\d+)\.png", re.IGNORECASE)
 _IMAGE_FOLDERS = ("RGB/Stereo_Left/Omni_F", "rgb")
 _LABEL_FOLDERS = ("GT/LABELS/Stereo_Left/Omni_F", "label")
 # The bottom of each frame shows the recording car's bonnet; the field's public code cuts 120 of 760 rows.
@@ -39,7 +42,7 @@ def list_clips(spec):
     Returns:
       List of `ClipFiles`, sorted by name.
     """
-    found = sequences(spec)
+    found, find = sequences(spec), layout.frame_finder(".png")
     clips = []
     for sequence in found:
         images, ids = (_existing(sequence, _IMAGE_FOLDERS), _existing(sequence, _LABEL_FOLDERS))
@@ -47,14 +50,15 @@ def list_clips(spec):
         nested = [folder / sequence.name for folder in flow_dirs]
         # A SYNTHIA flow file's name does not say its sequence: files of several sequences cannot share a folder.
         flow_dirs = nested if len(found) > 1 else [*(path for path in nested if path.is_dir()), *flow_dirs]
-        numbered = sorted((int(path.stem), path) for path in ids.glob("*.png") if path.stem.isdigit())
-        starts = [int(path.stem) for path in images.glob("*.png") if path.stem.isdigit()]
+        numbered = sorted((int(match[1]), path) for path, match in layout.find_labels(ids, "*", _LABEL))
+        frames = (path for path in images.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        starts = [int(path.stem) for path in frames if path.stem.isdigit()]
         first = min([*starts, *(number for number, _ in numbered[:1])], default=0)
         for number, path in numbered:
             if number - max(spec.offsets) < first:
                 continue
             name = f"{sequence.name}_{path.stem}"
-            frames = {k: images / f"{number - k:0{len(path.stem)}d}.png" for k in spec.offsets}
+            frames = {k: find(images, f"{number - k:0{len(path.stem)}d}") for k in spec.offsets}
             clips.append(layout.ClipFiles(name, path, frames, layout.flows_of(spec, name, number, flow_dirs)))
     return clips
 
@@ -71,9 +75,10 @@ LAYOUT = layout.Layout(
         "SYNTHIA-SEQS-*/GT/LABELS/Stereo_Left/Omni_F/FFFFFF.png (or rgb/FFFFFF.png and label/FFFFFF.png); "
         "raw_dir is one sequence or the folder that holds them"
     ),
+    labels="FFFFFF.png, of frames that have the frames before them",
     list_clips=list_clips,
-    read_ids=layout.read_ids_red,
     rows_kept=rows_kept,
+    mistaken={"COLOR": "colours, not class ids: the folder to get is LABELS", "Stereo_Right": "the other camera"},
 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from input_pipeline.builders import base, layout
 
-_LABEL = re.compile(r"(\d+)_(\d+)\.png")
+_LABEL = re.compile(r"(\d+)_(\d+)\.png", re.IGNORECASE)
 _CAR = 24
 
 
@@ -25,24 +25,25 @@ def list_clips(spec):
       List of `ClipFiles`, sorted by name.
     """
     images, ids = folders(spec)
-    flow_dirs = layout.flow_folders(spec)
+    flow_dirs, find = layout.flow_folders(spec), layout.frame_finder(".jpg")
     clips = []
-    for path in sorted(ids.glob("*/*.png")):
-        match = _LABEL.fullmatch(path.name)
-        if not match:
-            continue
+    for path, match in layout.find_labels(ids, "*/*", _LABEL):
         video, number = match[1], int(match[2])
-        frames = {k: images / path.parent.name / f"{video}_{number - k:05d}.jpg" for k in spec.offsets}
+        frames = {k: find(images / path.parent.name, f"{video}_{number - k:05d}") for k in spec.offsets}
         clips.append(layout.ClipFiles(path.stem, path, frames, layout.flows_of(spec, path.stem, number, flow_dirs)))
     return clips
 
 
 LAYOUT = layout.Layout(
     folders=folders,
-    expected="VIPER as its owners ship it: SPLIT/img/SSS/SSS_FFFFF.jpg and SPLIT/cls/SSS/SSS_FFFFF.png",
+    expected=(
+        "VIPER as its owners ship it: SPLIT/img/SSS/SSS_FFFFF.jpg (or .png) and SPLIT/cls/SSS/SSS_FFFFF.png; raw_dir "
+        "is the folder that holds SPLIT"
+    ),
+    labels="SSS/SSS_FFFFF.png",
     list_clips=list_clips,
-    read_ids=layout.read_ids_grey,
     ego_id=_CAR,
+    mistaken={"inst": "instances, not classes", "instcs": "instances, not classes"},
 )
 
 

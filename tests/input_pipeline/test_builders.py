@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -138,6 +139,36 @@ def test_synthia_raw_dir_is_one_sequence_or_holds_several(tmp_path):
     assert list(read_all(prepared(spec_of("synthia_seq", raw), tmp_path))) == dawn + fog
     one = spec_of("synthia_seq", raw / "SYNTHIA-SEQS-04-FOG")
     assert list(read_all(prepared(one, tmp_path))) == fog
+
+
+def test_frames_are_prepared_as_a_person_sees_them(tmp_path):
+    """16-bit grey, on its side, and with alpha: as upright 8-bit RGB, that fits label and flow."""
+    raw, lines = tmp_path / "viper", []
+    write_viper(raw, labelled=(10, 20, 30), before=1)
+    folder, turned = raw / "train" / "img" / "001", Image.Exif()
+    turned[0x0112] = 6
+    expected = {}
+    for number in (9, 10, 19, 20, 29, 30):
+        path = folder / f"001_{number:05}.jpg"
+        pixels = np.array(Image.open(path))
+        path.unlink()
+        if number < 11:
+            cv2.imwrite(str(path.with_suffix(".tif")), pixels[..., 0].astype(np.uint16) * 257)
+            pixels = np.repeat(pixels[..., :1], 3, -1)
+        elif number < 21:
+            # A quarter to the left; the viewer turns it a quarter to the right.
+            Image.fromarray(np.rot90(pixels)).save(path.with_suffix(".png"), exif=turned)
+        else:
+            alpha = np.full((36, 64, 1), 255, np.uint8)
+            alpha[:9] = 0
+            Image.fromarray(np.concatenate([pixels, alpha], -1)).save(path.with_suffix(".webp"), lossless=True)
+            pixels[:9] = 255
+        expected[number] = np.array(Image.fromarray(pixels).resize((32, 18), Image.Resampling.BICUBIC))
+    source = clips.open_clips(prepare(spec_of("viper", raw), tmp_path / "prepared", lines.append, threads=2))
+    for name, clip in read_all(source).items():
+        number = int(name[-2:])
+        np.testing.assert_array_equal(clip["frames"], [expected[number], expected[number - 1]])
+    assert [line for line in lines if "turned upright" in line and "2 frames" in line]
 
 
 @pytest.mark.parametrize("classes", ["viper", "synthia_seq"])

@@ -1,11 +1,19 @@
 """Flow files: names, the stored form, broken files, and resizing against a per-pixel loop."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from raw_trees import write_viper
 
 from input_pipeline import flow_files
+from input_pipeline.builders import base, viper
+from input_pipeline.builders.checks import BadFilesError
+from input_pipeline.clips import open_clips
+from input_pipeline.errors import UserError
+from input_pipeline.prepare import prepare
+from input_pipeline.spec import DatasetSpec
 
 
 def test_names_are_those_of_the_fields_downloads():
@@ -25,18 +33,104 @@ def test_names_refuse_what_they_cannot_express():
         flow_files.flow_name("kitti", "000001", 1, 0)
 
 
-def test_npy_holds_ten_times_the_value_rounded_and_clipped(tmp_path):
-    flow = np.array([[[0.04, 0.06], [-1.27, 12.34]], [[5000.0, -5000.0], [0.0, -0.05]]])
+def test_npy_holds_ten_times_the_value_rounded(tmp_path):
+    flow = np.array([[[0.04, 0.06], [-1.27, 12.34]], [[3276.6, -3276.6], [0.0, -0.05]]])
     path = tmp_path / "made" / "f.npy"
     flow_files.write_flow(path, flow)
     stored = np.load(path)
     assert stored.dtype == np.int16
-    np.testing.assert_array_equal(stored, [[[0, 1], [-13, 123]], [[32767, -32768], [0, 0]]])
+    np.testing.assert_array_equal(stored, [[[0, 1], [-13, 123]], [[32766, -32766], [0, 0]]])
     read = flow_files.read_flow(path)
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, stored / 10.0, rtol=1e-6)
     assert flow_files.flow_size(path) == (2, 2)
     assert [p.name for p in path.parent.iterdir()] == ["f.npy"]
+
+
+# What formats and networks have for unknown flow, and what a format cannot hold.
+UNKNOWN = [np.nan, np.inf, -np.inf, 1e9, -1e9, 1e10, 1.6666667e9, 3.4e38, 5000.0, -3276.8]
+
+
+@pytest.mark.parametrize("value", UNKNOWN)
+@pytest.mark.parametrize("channel", [0, 1])
+def test_unknown_flow_is_neither_stored_nor_read(tmp_path, value, channel):
+    flow = np.zeros((4, 5, 2), "<f4")
+    flow[1, 2:4, channel] = value
+    with pytest.raises(UserError, match=r"no usable flow .* in 2 of 20 pixels \(10\.0%\)"):
+        flow_files.to_int16(flow)
+    with pytest.raises(UserError, match=r"/f\.npy: .* in 2 of 20 pixels"):
+        flow_files.write_flow(tmp_path / "f.npy", flow)
+    assert not list(tmp_path.iterdir())
+    path = _flo(tmp_path, flow)
+    with pytest.raises(UserError, match=r"/f\.flo: no usable flow .* in 2 of 20 pixels \(10\.0%\).*skip_bad"):
+        flow_files.read_flow(path)
+
+
+@pytest.mark.parametrize("value", [32767, -32767, -32768])
+def test_clipped_values_of_int16_files_are_unknown(tmp_path, value):
+    stored = np.zeros((4, 5, 2), np.int16)
+    stored[0, 0] = value
+    with pytest.raises(UserError, match=r"/f\.npy: no usable flow .* in 1 of 20 pixels \(5\.0%\)"):
+        flow_files.read_flow(_npy(tmp_path, stored))
+    stored[0, 0] = np.sign(value) * 32766
+    np.testing.assert_allclose(flow_files.read_flow(_npy(tmp_path, stored)), stored / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("shape", [(4, 5, 2), (2, 4, 5)])
+def test_other_arrays_come_with_the_way_to_convert_them(tmp_path, dtype, shape):
+    array = np.arange(40).reshape(shape).astype(dtype)
+    path = _npy(tmp_path, array)
+    with pytest.raises(UserError, match=r"expected flow as int16 \[H, W, 2\].*found") as caught:
+        flow_files.read_flow(path)
+    # What it says to do is right.
+    recipe = str(caught.value).rpartition("numpy.save(FILE, ")[2].removesuffix(").")
+    np.save(path, eval(recipe, {"numpy": np, "flow": array}))
+    expected = array if shape[2] == 2 else np.moveaxis(array, 0, 2)
+    unit = 1 if np.dtype(dtype).kind == "f" else 10
+    np.testing.assert_allclose(flow_files.read_flow(path), expected / unit, rtol=1e-3)
+
+
+def test_unknown_flow_is_found_before_anything_is_written(tmp_path):
+    raw, flow_dir = tmp_path / "raw", tmp_path / "flow"
+    write_viper(raw, labelled=(10, 20, 30))
+    for current in (10, 20, 30):
+        flow_files.write_flow(flow_dir / f"001_{current:05}{current - 1:05}_int16_x10.npy", np.zeros((36, 64, 2)))
+    flow = np.zeros((36, 64, 2), "<f4")
+    flow[:9] = np.nan
+    (flow_dir / "001_0002000019_int16_x10.npy").unlink()
+    bad = _flo(flow_dir, flow, "001_0002000019.flo")
+    spec = DatasetSpec(
+        name="viper",
+        raw_dir=str(raw),
+        split="train",
+        classes="viper",
+        size=(18, 32),
+        label_size=None,
+        offsets=(0, 1),
+        flow_pairs=((0, 1),),
+        flow_source="precomputed",
+        flow_dir=str(flow_dir),
+    )
+    with pytest.raises(BadFilesError) as caught:
+        prepare(spec, tmp_path / "prepared", lambda line: None)
+    assert [fault.path for fault in caught.value.bad] == [str(bad)] and "(25.0%)" in caught.value.bad[0].found
+    source = open_clips(prepare(dataclasses.replace(spec, skip_bad=True), tmp_path / "prepared", lambda line: None))
+    assert [source[i]["name"].decode() for i in range(len(source))] == ["001_00010", "001_00030"]
+
+
+def test_flow_that_grows_out_of_the_stored_form_when_it_is_resized(tmp_path):
+    flow_files.write_flow(tmp_path / "f.npy", np.full((4, 4, 2), 3000.0))
+    spec = DatasetSpec("viper", "raw", "train", "viper", (8, 8), None, (0, 1), (), "dis")
+    with pytest.raises(UserError, match=r"f\.npy, resized to 8x8: .* in 64 of 64 pixels"):
+        base.read_stored_flow(tmp_path / "f.npy", spec, viper.LAYOUT, (4, 4))
+
+
+def _flo(folder, flow, name="f.flo"):
+    path = folder / name
+    header = np.float32(202021.25).tobytes() + np.array(flow.shape[1::-1], "<i4").tobytes()
+    path.write_bytes(header + flow.astype("<f4").tobytes())
+    return path
 
 
 def test_flo_reads(tmp_path):
@@ -79,7 +173,7 @@ def test_broken_files_are_refused(tmp_path):
 
 
 def test_writing_refuses_bad_flow_and_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="not finite"):
         flow_files.write_flow(tmp_path / "f.npy", np.full((2, 2, 2), np.nan))
     with pytest.raises(ValueError, match=r"\[2, 2\]"):
         flow_files.write_flow(tmp_path / "f.npy", np.zeros((2, 2)))
