@@ -284,11 +284,11 @@ def load_model(path, row=None, template=None, network="accel", tell=warn):
     return _load(path, row, network, read, tell)
 
 
-def peek(path, row=None, network="accel", tell=warn):
-    """As `load_model`, without the variables: looks whether the files are whole, and reads `meta` alone."""
+def peek(path, row=None, network="accel", tell=warn, items=("model",)):
+    """As `load_model`, without the variables: looks whether the files of items are whole, and reads `meta` alone."""
 
     def read(where):
-        meta, stored = _read_meta(where, ("model",))
+        meta, stored = _read_meta(where, items)
         _check_network(where, meta, network)
         return ModelCheckpoint(None, meta, where), stored
 

@@ -170,7 +170,8 @@ def start_lines(config, workdir, row, origin):
     """
     own, notes = run_folder.checkpoints(workdir, row), []
     if places.in_folder(own):
-        return [f"{row}  goes on from {checkpoint.peek(own, tell=notes.append).description}", *notes]
+        found = checkpoint.peek(own, tell=notes.append, items=("model", "train"))
+        return [f"{row}  goes on from {found.description}", *notes]
     if origin is None:
         return [f"{row}  starts from random weights, seed {config.seed}"]
     found = checkpoint.peek(places.source_model(origin), tell=notes.append)

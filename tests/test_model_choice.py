@@ -152,6 +152,7 @@ def test_training_says_what_it_starts_from(put, config, tmp_path):
     assert str(given / "0") in line and line.endswith(f"(config.init_from={given})")
     assert f"does not start from {own}" in beside
     stpl = put("run/stpl", "stpl", 3)
+    (stpl / "0" / "train").mkdir()
     assert lines("stpl", given) == [
         f"stpl  goes on from row stpl, step 0, {stpl / '0'}, 5 classes: {', '.join(CLASSES)}"
     ]
