@@ -16,9 +16,8 @@ def get_config():
     config.source_free = False  # drop every term that needs source data: the starred rows of da_vsn, vat_vst and tps
     config.compare_with = ("source_only", "bn_statistics")  # rows that --mode=auto runs beside `method`
     config.steps = placeholder(int)  # if set, every row stops after this many steps; schedules stay
-    config.init_from = placeholder(
-        str
-    )  # source checkpoint: a working directory, a folder of checkpoints, or one of them
+    # The source model: a working directory (its row source_only), a folder of checkpoints, or one of them.
+    config.init_from = placeholder(str)
     config.pretrain_from = placeholder(str)  # checkpoint that source training starts from (ImageNet weights, say)
     config.num_frames = 2  # T, frames that STPL fuses
     config.clips_per_device = 1  # paper's batch, public code of DA-VSN and TPS

@@ -22,7 +22,7 @@ def load(path, row=None):
       A `stpl_jax.predict.Model`.
 
     Raises:
-      CheckpointError: there is no checkpoint; the message says where it was looked for.
+      CheckpointError: there is no checkpoint of that row; the message says what there is.
     """
     # Not at the top: `import stpl_jax` alone starts neither JAX nor the libraries that read checkpoints.
     from stpl_jax.predict import load as load_model

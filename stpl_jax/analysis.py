@@ -4,7 +4,6 @@ All networks are asked about the same pixels of the validation set, by the featu
 running averages normalise as they do in evaluation.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +21,7 @@ from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import analysis_plots, checkpoint, predict
+from stpl_jax import analysis_plots, checkpoint, model_choice, predict
 from stpl_jax.analysis_files import read_drawings
 from stpl_jax.analysis_text import results_text
 from stpl_jax.metrics import feature_space
@@ -68,7 +67,7 @@ def find_checkpoints(config, workdir, wanted=()):
         checkpoint, the given source model among them.
 
     Returns:
-      name -> path of a numbered checkpoint, in order.
+      name -> path for `checkpoint.load_model`, in order.
 
     Raises:
       CheckpointError: one that is wanted is not there, there is none at all, or two would have one name.
@@ -89,29 +88,13 @@ def find_checkpoints(config, workdir, wanted=()):
         if name in found or given in row_names(config):
             what = f"{name} twice" if name in found else f"{entry}, and {name} is a row of this run"
             raise checkpoint.CheckpointError(f"--checkpoints has {what}: give another name by NAME=PATH.")
-        own = row_checkpoint(config, workdir, path)
-        found[name] = checkpoint.find_checkpoint(path if own is None else own)
+        found[name] = model_choice.row_or_path(config, workdir, path, f"--checkpoints={entry}")
     return found
 
 
 def present_checkpoints(config, workdir, rows):
-    """Finds the newest checkpoint of each row; rows without one are left out: row -> path."""
-    found = {}
-    for row in rows:
-        path = row_checkpoint(config, workdir, row)
-        with contextlib.suppress(checkpoint.CheckpointError):
-            if path is not None:
-                found[row] = checkpoint.find_checkpoint(path)
-    return found
-
-
-def row_checkpoint(config, workdir, row):
-    """Returns the folder of a row's checkpoints, or the source model that was given in its stead; None if neither."""
-    own = run_folder.checkpoints(workdir, row)
-    if own.is_dir():
-        return own
-    # A source model that was given and not trained here stays where it is.
-    return config.init_from if row == "source_only" and config.init_from else None
+    """Finds the models of rows; rows without one are left out: row -> path for `checkpoint.load_model`."""
+    return {row: path for row in rows if (path := model_choice.row_model(config, workdir, row))}
 
 
 def analyse(config, workdir, checkpoints, progress=print):
@@ -131,7 +114,9 @@ def analyse(config, workdir, checkpoints, progress=print):
     if jax.process_index():
         return
     settings, classes = config.analysis, CLASSES[config.data.classes]
-    models = {name: predict.load(path) for name, path in checkpoints.items()}
+    models = {name: predict.load(path, tell=progress) for name, path in checkpoints.items()}
+    for name, model in models.items():
+        progress(f"analyse  {name}: {model.description}")
     source = open_domain(config, workdir, "val", progress=progress)
     sample = draw_sample(config, source, _common_grid(models, source.spec.size, classes))
     chosen = [classes.index(name) for name in settings.tsne_classes if name in classes]
@@ -182,9 +167,9 @@ def is_true(results, config, workdir):
     `results` are `analysis_files.read_results`'s. A name that is a row of the run means that row's newest checkpoint.
     """
     for name, entry in results["checkpoints"].items():
-        own = row_checkpoint(config, workdir, name) if name in row_names(config) else None
         try:
-            stored = checkpoint.load_model(entry["path"] if own is None else own)
+            own = model_choice.row_model(config, workdir, name) if name in row_names(config) else None
+            stored = checkpoint.load_model(entry["path"] if own is None else own, tell=lambda line: None)
         except checkpoint.CheckpointError:
             return False
         if fingerprint(stored.variables) != entry["fingerprint"]:

@@ -1,14 +1,19 @@
 """Checkpoints: Orbax, written beside the training and moved into place when whole.
 
 A checkpoint has three items: `model` (the segmentation network's `params` and `batch_stats`: all that inference needs),
-`train` (the rest of the state) and `meta` (JSON: configuration, classes, versions, position in the data). Arrays are
-stored once, without a device axis, so that any number of devices restores them. Of several processes, which hold the
-same state, the first writes; each reads by itself. So Orbax is told that every process is alone.
+`train` (the rest of the state) and `meta` (JSON: configuration, classes, versions, position in the data, digests).
+Arrays are stored once, without a device axis, so that any number of devices restores them. Of several processes, which
+hold the same state, the first writes; each reads by itself. So Orbax is told that every process is alone.
+
+Whatever is read is compared with its digests (`checkpoint_digests`). A damaged checkpoint is refused where it was named
+itself; where a folder was named, the newest whole one is taken instead, and that is said.
 """
 
 import dataclasses
+import errno
+import functools
 import importlib.metadata
-import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -18,14 +23,18 @@ from flax import serialization, traverse_util
 
 import stpl_jax
 from input_pipeline import run_folder
-from input_pipeline.errors import UserError
+from input_pipeline.errors import capped
+from stpl_jax import checkpoint_digests as digests
+from stpl_jax import checkpoint_places as places
+from stpl_jax.checkpoint_places import CheckpointError, DamagedCheckpoint
 
 # What a checkpoint's `meta["network"]` names; one without the entry holds a segmentation network.
 NETWORKS = {"accel": "a segmentation network", "flownet2": "an optical flow network"}
 
+# What the machine denies says nothing about the files.
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-class CheckpointError(UserError):
-    """A checkpoint that is not there or does not fit."""
+warn = functools.partial(warnings.warn, stacklevel=4)
 
 
 def versions():
@@ -82,16 +91,32 @@ def open_manager(folder, keep=2):
 
 
 def _manager(folder, **options):
-    index = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
-    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone, **options)
+    alone, folder = _alone(), Path(folder).absolute()
+
+    def list_files():
+        # Orbax calls it when all items are written, and then gives the folder its name: the list is there or no
+        # checkpoint is. It saves one checkpoint at a time, so that this is the only unfinished one.
+        for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
+            digests.write_files(unfinished)
+
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        multiprocessing_options=alone,
+        async_options=ocp.AsyncOptions(post_finalization_callback=list_files),
+        **options,
+    )
     # Naming the handlers lets a manager describe checkpoints that it has neither saved nor restored.
     handlers = {
         "model": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         "train": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
     }
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _alone():
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def save(manager, step, state, meta):
@@ -104,16 +129,14 @@ def save(manager, step, state, meta):
       step: steps done.
       state: one replica of a `TrainState`, numpy.
       meta: JSON-able.
+
+    Raises:
+      CheckpointError: Orbax does not save, because there is a checkpoint of this step or a later one.
     """
     if jax.process_index():
         return
     model, rest = _items(state)
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardSave(model), train=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)
-        ),
-    )
+    _save(manager, step, {"model": model, "train": rest}, meta)
 
 
 def save_model(folder, variables, meta):
@@ -125,9 +148,16 @@ def save_model(folder, variables, meta):
       meta: JSON-able; `network` is a name of `NETWORKS`, a segmentation network's if left out.
     """
     with open_manager(Path(folder) / run_folder.CHECKPOINTS) as manager:
-        manager.save(
-            0,
-            args=ocp.args.Composite(model=ocp.args.StandardSave(_to_tree(variables)), meta=ocp.args.JsonSave(meta)),
+        _save(manager, 0, {"model": _to_tree(variables)}, meta)
+
+
+def _save(manager, step, items, meta):
+    meta = digests.add(meta, {item: _flat(tree) for item, tree in items.items()})
+    arguments = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
+    if not manager.save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))):
+        raise CheckpointError(
+            f"Step {step} was not saved: {manager.directory} has a checkpoint of step {manager.latest_step()}. Move it "
+            "away, or use another --workdir."
         )
 
 
@@ -143,33 +173,90 @@ def restore(manager, step, template):
       The state, numpy, and `meta`.
 
     Raises:
+      DamagedCheckpoint: it cannot be read, or holds something else than was saved.
       CheckpointError: names or shapes differ; the message lists both sides.
     """
+    return _read_state(Path(manager.directory) / str(step), template)
+
+
+def _read_state(where, template):
     model, rest = _items(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template))
-    where = Path(manager.directory) / str(step)
-    _check_same(_shapes(model), _stored_shapes(manager, step, "model"), where)
-    _check_same(_shapes(rest), _stored_shapes(manager, step, "train"), where)
-    out = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardRestore(model),
-            train=ocp.args.StandardRestore(rest),
-            meta=ocp.args.JsonRestore(),
-        ),
-    )
-    return _join(template, out.model, out.train), out.meta
+    meta, stored = _read_meta(where, ("model", "train"))
+    for item, expected in (("model", model), ("train", rest)):
+        _check_same(_shapes(expected), _stored_shapes(where, item), where)
+    model, rest = (_read_arrays(where, item, stored) for item in ("model", "train"))
+    return _join(template, model, rest), meta
+
+
+def restore_newest(manager, template, progress=print, from_first=lambda function: function()):
+    """Restores the newest whole checkpoint, from which training goes on.
+
+    Damaged ones that are newer are moved aside to `STEP.damaged`, where they do not keep later ones from being saved;
+    nothing is deleted.
+
+    Args:
+      manager: of `open_manager`.
+      template: see `restore`.
+      progress: called with a line of text for each checkpoint that is left out.
+      from_first: `processes.from_first` where there may be several processes: the first chooses.
+
+    Returns:
+      The state, `meta` and the step; None where there are no checkpoints.
+
+    Raises:
+      CheckpointError: there are checkpoints, but none is whole; or the newest whole one does not fit.
+    """
+    folder, found = Path(manager.directory), {}
+
+    def choose():
+        numbered = places.in_folder(folder)
+        if not numbered:
+            return None
+        where, state, damaged = _newest(places.Place(folder, numbered), lambda where: _read_state(where, template))
+        found[int(where.name)] = state
+        for error in damaged:
+            aside = _move_aside(error.where)
+            progress(f"Checkpoint {error.where} is damaged: {error.what}. It is kept as {aside.name}")
+        if damaged:
+            progress(f"The older checkpoint {where} is whole, and is gone on from")
+        return int(where.name)
+
+    step = from_first(choose)
+    if step is None:
+        return None
+    manager.reload()
+    state, meta = found.get(step) or restore(manager, step, template)
+    return state, meta, step
+
+
+def _move_aside(where):
+    names = [f"{where.name}.damaged", *(f"{where.name}.damaged.{i}" for i in range(2, 1000))]
+    aside = next(where.with_name(name) for name in names if not where.with_name(name).exists())
+    return where.rename(aside)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCheckpoint:
-    """A network as stored: `variables` (numpy `params` and `batch_stats`), `meta`, `path`."""
+    """A network as stored: `variables` (numpy `params` and `batch_stats`; None of `peek`), `meta`, `path`."""
 
     variables: dict
     meta: dict
     path: Path
 
+    @property
+    def row(self):
+        """The row that it is of, by its `meta` or else by its folder's name."""
+        return self.meta.get("row") or self.path.parent.parent.name
 
-def load_model(path, row=None, template=None, network="accel"):
+    @property
+    def description(self):
+        """One line for the log: row, step, path and classes."""
+        line = f"row {self.row}, step {self.path.name}, {self.path}"
+        classes = self.meta.get("classes") or ()
+        return f"{line}, {len(classes)} classes: {', '.join(classes)}" if classes else line
+
+
+def load_model(path, row=None, template=None, network="accel", tell=warn):
     """Loads the network of a checkpoint.
 
     Args:
@@ -177,67 +264,159 @@ def load_model(path, row=None, template=None, network="accel"):
       row: with a working directory, which row of its table; default the method that it adapted with.
       template: variables as arrays or shapes that must fit, or None to take what is there.
       network: a name of `NETWORKS`, what is expected; None for any.
+      tell: called with a line of text where a damaged checkpoint is left out, or one has no digests.
 
     Returns:
       A `ModelCheckpoint`.
 
     Raises:
-      CheckpointError: nothing there, or another network; the message lists both sides.
+      DamagedCheckpoint: the one that was named is.
+      CheckpointError: nothing there, none whole, another row or another network; the message lists both sides.
     """
-    where = find_checkpoint(path, row)
-    with _manager(where.parent) as manager:
-        step = int(where.name)
-        stored = _stored_shapes(manager, step, "model")
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        found = meta.get("network", "accel")
-        if network is not None and found != network:
-            raise CheckpointError(
-                f"Checkpoint {where} holds {NETWORKS.get(found, found)}, and {NETWORKS[network]} is expected here: "
-                "segmentation networks go into config.init_from and config.pretrain_from, flow networks into "
-                "config.flow.weights."
-            )
+
+    def read(where):
+        meta, stored = _read_meta(where, ("model",))
+        _check_network(where, meta, network)
         if template is not None:
-            _check_same(_shapes(template), stored, where)
-        empty = traverse_util.unflatten_dict(
-            {tuple(name.split("/")): np.empty(shape, dtype) for name, (shape, dtype) in stored.items()}
+            _check_same(_shapes(template), _stored_shapes(where, "model"), where)
+        return ModelCheckpoint(_read_arrays(where, "model", stored), meta, where), stored
+
+    return _load(path, row, network, read, tell)
+
+
+def peek(path, row=None, network="accel", tell=warn, items=("model",)):
+    """As `load_model`, without the variables: looks whether the files of items are whole, and reads `meta` alone."""
+
+    def read(where):
+        meta, stored = _read_meta(where, items)
+        _check_network(where, meta, network)
+        return ModelCheckpoint(None, meta, where), stored
+
+    return _load(path, row, network, read, tell)
+
+
+def _load(path, row, network, read, tell):
+    place = places.find(path, row, network)
+    where, (found, stored), damaged = _newest(place, read)
+    if place.row not in (None, found.row):
+        raise CheckpointError(
+            f"{path} is the row {found.row}, and the row {place.row} is asked for. Give the working directory, or "
+            "leave the row out."
         )
-        out = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(empty)))
-    return ModelCheckpoint(out.model, meta, where)
+    for error in damaged:
+        tell(f"Checkpoint {error.where} is damaged: {error.what}. The older checkpoint {where} is used instead")
+    if not stored:
+        tell(f"Checkpoint {where} was written without digests: damage to its numbers would not be noticed")
+    return found
+
+
+def check_meta(stored, keys):
+    """Raises `CheckpointError` where the `meta` of a `ModelCheckpoint` lacks keys."""
+    missing = [key for key in keys if key not in stored.meta]
+    if missing:
+        raise CheckpointError(
+            f"Checkpoint {stored.path} does not say its {', '.join(missing)} in meta: neither training nor "
+            "python -m stpl_jax.convert wrote it, and it cannot be applied."
+        )
 
 
 def find_checkpoint(path, row=None):
     """Finds the newest checkpoint under a path, as `load_model` takes it; returns its numbered folder."""
-    path = Path(path)
-    if path.name.isdigit() and (path / "model").is_dir():
-        return path
-    candidates = [path, path / run_folder.CHECKPOINTS]
-    settings = path / run_folder.CONFIG
-    if settings.is_file() and not (path / run_folder.CHECKPOINTS).is_dir():
-        candidates.append(path / (row or json.loads(settings.read_text())["method"]) / run_folder.CHECKPOINTS)
-    for folder in candidates:
-        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "model").is_dir()]
-        if steps:
-            return folder / str(max(steps))
-    looked = ", ".join(str(c) for c in candidates)
+    return places.find(path, row).checkpoints[0]
+
+
+def _newest(place, read):
+    """Reads the newest whole checkpoint: returns its folder, what `read` returns, and the errors of newer ones."""
+    damaged = []
+    for where in place.checkpoints:
+        try:
+            return where, read(where), damaged
+        except DamagedCheckpoint as error:
+            if place.exactly:
+                raise
+            damaged.append(error)
     raise CheckpointError(
-        f"No checkpoint in {path} (looked in {looked}). Expected a working directory of a finished run, a folder of "
-        "checkpoints, or one numbered checkpoint."
+        f"{place.folder} has no whole checkpoint:\n"
+        + "\n".join(capped([f"  {error.where.name}: {error.what}" for error in damaged]))
+        + "\nRestore one from a copy, or move the folder away to begin anew."
     )
 
 
-def _shapes(tree):
-    flat = traverse_util.flatten_dict(serialization.to_state_dict(tree), sep="/")
-    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flat.items() if leaf is not None}
+def _read_meta(where, items):
+    """Looks whether an item's files are whole; returns `meta` without its digests, and these ({} if there are none)."""
+    problems = _guarded(where, lambda: digests.damaged_files(where, (*items, "meta")))
+    if problems:
+        raise DamagedCheckpoint(where, "; ".join(line.strip() for line in capped(problems, 3)))
+    for item in ("meta", *items):
+        if not (where / item).is_dir():
+            advice = ": it is not a training run's" if item == "train" else ""
+            raise DamagedCheckpoint(where, f"it has no item {item!r}{advice}")
+    handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())
+    meta = _guarded(where / "meta", lambda: handler.restore(where / "meta"))
+    if not isinstance(meta, dict):
+        raise DamagedCheckpoint(where, f"meta is {type(meta).__name__}, and an object is expected")
+    stored = meta.pop(digests.KEY, {})
+    if stored and (not isinstance(stored, dict) or stored.get("meta") != digests.of_json(meta)):
+        raise DamagedCheckpoint(where, "meta: other values than were saved")
+    return meta, stored
 
 
-def _stored_shapes(manager, step, item):
-    metadata = manager.item_metadata(step).get(item)
-    if metadata is None:
+def _read_arrays(where, item, stored):
+    """Returns an item's arrays, nested; compared with their digests, where there are any."""
+    shapes = _stored_shapes(where, item)
+    empty = {tuple(name.split("/")): np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    arguments = ocp.args.StandardRestore(traverse_util.unflatten_dict(empty))
+    tree = _guarded(where / item, lambda: _handler().restore(where / item, args=arguments))
+    if stored:
+        problems = digests.differing(stored.get(item, {}), _flat(tree))
+        if problems:
+            lines = "; ".join(line.strip() for line in capped(problems, 3))
+            raise DamagedCheckpoint(where, f"item {item}: {lines}")
+    return tree
+
+
+def _handler():
+    return ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
+
+
+def _guarded(path, function):
+    """Calls a function that reads below `path`: whatever a library says of it, the checkpoint is damaged."""
+    try:
+        return function()
+    # Orbax, TensorStore and JSON fail in a dozen ways on files that are missing, cut or changed.
+    except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_DAMAGE:
+            raise
+        where = next(p for p in (path, *path.parents) if p.name.isdigit())
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedCheckpoint(where, f"{path.name} cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def _check_network(where, meta, network):
+    found = meta.get("network", "accel")
+    if network is not None and found != network:
         raise CheckpointError(
-            f"{Path(manager.directory) / str(step)} has no item {item!r}: it is not a training run's."
+            f"Checkpoint {where} holds {NETWORKS.get(found, found)}, and {NETWORKS[network]} is expected here: "
+            "segmentation networks go into config.init_from and config.pretrain_from, flow networks into "
+            "config.flow.weights."
         )
-    tree = metadata.tree if hasattr(metadata, "tree") else metadata
-    return _shapes(tree)
+
+
+def _flat(tree):
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(tree), sep="/")
+    return {name: leaf for name, leaf in flat.items() if leaf is not None}
+
+
+def _shapes(tree):
+    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _flat(tree).items()}
+
+
+def _stored_shapes(where, item):
+    def read():
+        metadata = _handler().metadata(where / item)
+        return _shapes(metadata.tree if hasattr(metadata, "tree") else metadata)
+
+    return _guarded(where / item, read)
 
 
 def _check_same(expected, found, where):
@@ -248,8 +427,7 @@ def _check_same(expected, found, where):
         sides = [f"{side[name][0]} {side[name][1]}" if name in side else "missing" for side in (expected, found)]
         if sides[0] != sides[1]:
             lines.append(f"  {name}: expected {sides[0]}, found {sides[1]}")
-    shown = lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
     raise CheckpointError(
         f"Checkpoint {where} holds another network than the configuration describes (number of classes, depth, width, "
-        "or method):\n" + "\n".join(shown)
+        "or method):\n" + "\n".join(capped(lines))
     )

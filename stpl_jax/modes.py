@@ -7,7 +7,7 @@ from pathlib import Path
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
-from stpl_jax import analysis, checkpoint, processes, report
+from stpl_jax import analysis, checkpoint, model_choice, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.analysis_files import read_results
@@ -68,23 +68,25 @@ def adapt(config, workdir, progress=print):
 
 
 def evaluate(config, workdir, progress=print):
-    """Scores again every row of the working directory that has a checkpoint, and writes the report anew."""
+    """Scores again every row of the table that has a checkpoint, and writes the report anew.
+
+    Raises:
+      CheckpointError: the row of `config.method` has none although others have; see `model_choice.rows_to_score`.
+    """
+    rows, left_out = processes.from_first(lambda: model_choice.rows_to_score(config, workdir))
     _note_settings(config, workdir)
-    rows = processes.from_first(
-        lambda: [row for row in row_names(config) if run_folder.checkpoints(workdir, row).is_dir()]
-    )
-    if not rows:
-        raise checkpoint.CheckpointError(
-            f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt first."
-        )
-    for row in rows:
+    for row, path in rows.items():
         settings = row_config(config, row)
-        stored = checkpoint.load_model(run_folder.checkpoints(workdir, row))
-        score = _score(settings, workdir, stored, progress)
+        stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
         before = _known_scores(workdir, row, progress)
+        score = _score(settings, workdir, stored, progress)
+        own = path == str(run_folder.checkpoints(workdir, row))
+        source = stored.meta.get("source", "unknown") if own else str(stored.path)
         best, seconds = (before.best_on_validation, before.seconds_per_step) if before else (score, None)
-        _write_scores(settings, workdir, row, stored.meta["source"], score, best, seconds)
+        _write_scores(settings, workdir, row, source, score, best, seconds)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
+    for line in left_out:
+        progress(line)
     _report(config, workdir, progress)
 
 
@@ -108,7 +110,7 @@ def analyse(config, workdir, wanted=(), progress=print):
 
 
 def predict(config, workdir, row, source, output, progress=print):
-    """Segments a video file or a folder of frames with the working directory's model, or else with `init_from`.
+    """Segments a video file or a folder of frames with the model that `model_choice.to_apply` chooses.
 
     The first process does it alone.
     """
@@ -116,12 +118,8 @@ def predict(config, workdir, row, source, output, progress=print):
 
 
 def _predict(config, workdir, row, source, output, progress):
-    try:
-        model = prediction.load(workdir, row)
-    except checkpoint.CheckpointError:
-        if not config.init_from:
-            raise
-        model = prediction.load(config.init_from, row)
+    path, asked = model_choice.to_apply(config, workdir, row)
+    model = _said(prediction.load, path, "predict  applies ", f" ({asked})", progress)
     if config.flow.source == "flownet2":
         model = dataclasses.replace(model, estimate_flow=flow_extraction.frame_flow(config.flow.weights))
     prediction.predict_files(model, source, output, progress)
@@ -135,8 +133,9 @@ def run_row(config, workdir, row, progress=print):
     """
     settings = row_config(config, row)
     before = _known_scores(workdir, row, progress)
-    if row == "source_only" and config.init_from:
-        stored = checkpoint.load_model(config.init_from, row)
+    given = processes.from_first(lambda: str(model_choice.given_model(config, workdir, row) or ""))
+    if given:
+        stored = _said(checkpoint.load_model, given, f"{row}  is config.init_from={config.init_from}: ", "", progress)
         if before is None or before.source != str(stored.path):
             score = _score(settings, workdir, stored, progress)
             _write_scores(settings, workdir, row, str(stored.path), score, score)
@@ -147,31 +146,24 @@ def run_row(config, workdir, row, progress=print):
         progress(f"{row}  is done: {run_folder.evaluation(workdir, row)}")
         return
     origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
+    for line in processes.from_first(lambda: model_choice.start_lines(settings, workdir, row, origin)):
+        progress(line)
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
     train(settings, workdir, row, origin, progress)
 
 
+def _said(load, path, before, after, progress):
+    """Loads a model and says which, first of all; then what there is to say about its checkpoint."""
+    notes = []
+    found = load(path, tell=notes.append)
+    for line in (f"{before}{found.description}{after}", *notes):
+        progress(line)
+    return found
+
+
 def source_model(config, workdir):
-    """Returns the path of the source model: `config.init_from`, or the working directory's own.
-
-    Raises:
-      CheckpointError: neither is there; the message says how to get one.
-    """
-    if config.init_from:
-        return config.init_from
-    return processes.from_first(lambda: _own_source_model(workdir))
-
-
-def _own_source_model(workdir):
-    own = run_folder.checkpoints(workdir, "source_only")
-    try:
-        return str(checkpoint.find_checkpoint(own))
-    except checkpoint.CheckpointError:
-        raise checkpoint.CheckpointError(
-            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, "
-            "with the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
-            "--config.init_from=CHECKPOINT."
-        ) from None
+    """As `model_choice.source_model`; the first process looks."""
+    return processes.from_first(lambda: str(model_choice.source_model(config, workdir)))
 
 
 def _report(config, workdir, progress):

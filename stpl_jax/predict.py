@@ -41,6 +41,7 @@ class Model:
       size: (height, width) that frames are resized to for the network: that of its training.
       flow_scale: `align_corners` or `public`, how it was trained to resize flow.
       path: the checkpoint.
+      description: one line: row, step, path and classes.
       estimate_flow: (frame, earlier), `[H, W, 3]` uint8 RGB at `size`, to flow `[H, W, 2]` where none is given.
     """
 
@@ -51,6 +52,7 @@ class Model:
     size: tuple[int, int]
     flow_scale: str
     path: Path
+    description: str
     estimate_flow: Callable = dis_flow
 
     def segment(self, frames, flow=None, size=None):
@@ -142,20 +144,22 @@ class Model:
         return resize_flow_on_host(flow, self.size, self.flow_scale)
 
 
-def load(path, row=None):
+def load(path, row=None, tell=checkpoint.warn):
     """Loads a trained segmentation network.
 
     Args:
       path: working directory of a run, folder of one of its rows, folder of checkpoints, or one checkpoint.
       row: with a working directory, which row of its results table; default the method that it adapted with.
+      tell: called with a line of text where a damaged checkpoint is left out, or one has no digests; default a warning.
 
     Returns:
       A `Model`.
 
     Raises:
-      CheckpointError: there is no checkpoint; the message says where it was looked for.
+      CheckpointError: there is no checkpoint of that row; the message says what there is.
     """
-    stored = checkpoint.load_model(path, row)
+    stored = checkpoint.load_model(path, row, tell=tell)
+    checkpoint.check_meta(stored, ("config", "classes", "label_setting"))
     meta, config = stored.meta, stored.meta["config"]
     return Model(
         segmenter=make_segmenter(config["model"], len(meta["classes"])),
@@ -165,6 +169,7 @@ def load(path, row=None):
         size=tuple(config["data"]["target"]["size"]),
         flow_scale=config["flow"]["scale"],
         path=stored.path,
+        description=stored.description,
     )
 
 

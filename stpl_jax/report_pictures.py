@@ -12,7 +12,7 @@ from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import checkpoint, predict
-from stpl_jax.analysis import row_checkpoint
+from stpl_jax.model_choice import row_model
 from stpl_jax.page.data_uri import classes_uri, film_uri, photo_uri
 from stpl_jax.video import open_source, side_by_side, video_writer, write_image
 
@@ -67,7 +67,8 @@ def load_models(config, workdir, evaluations, progress):
         if row not in evaluations:
             continue
         try:
-            models[row] = predict.load(row_checkpoint(config, workdir, row) or run_folder.checkpoints(workdir, row))
+            path = row_model(config, workdir, row) or run_folder.checkpoints(workdir, row)
+            models[row] = predict.load(path, tell=progress)
         except checkpoint.CheckpointError as error:
             progress(f"report  no pictures of {row}: {error}")
     return models

@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorboardX
 
 from input_pipeline.files import write_atomically
+from input_pipeline.json_form import WHOLE, is_number
 from input_pipeline.run_folder import METRICS
 
 
@@ -111,9 +112,9 @@ def read_log(path):
 
 def _is_entry(entry):
     """Whether a line has the form that training writes: a step, and numbers, which need not be finite."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+    if not isinstance(entry, dict) or not WHOLE.fits(entry.get("step")):
         return False
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in entry.values())
+    return all(isinstance(value, float) or is_number(value) for value in entry.values())
 
 
 def _keep_until(path, start, steps):

@@ -12,7 +12,7 @@ from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, evaluated_classes
 from input_pipeline.loader import eval_batches, train_batches
-from stpl_jax import checkpoint, parallel, processes
+from stpl_jax import checkpoint, checkpoint_places, parallel, processes
 from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
@@ -65,13 +65,14 @@ def train(config, workdir, row, init_from=None, progress=print):
     with processes.in_turn(
         lambda: checkpoint.open_manager(run_folder.checkpoints(workdir, row), config.checkpoint.keep)
     ) as manager:
-        newest = processes.from_first(manager.latest_step)
-        start, positions, best = newest or 0, {}, None
-        if newest is not None:
-            template = jax.eval_shape(
-                lambda: create_state(method, optimisers, initial_variables(segmenter, seed_key), seed_key)
-            )
-            state, meta = checkpoint.restore(manager, start, template)
+        template = jax.eval_shape(
+            lambda: create_state(method, optimisers, initial_variables(segmenter, seed_key), seed_key)
+        )
+        found = checkpoint.restore_newest(manager, template, progress, processes.from_first)
+        newest, start, positions, best = None, 0, {}, None
+        if found is not None:
+            state, meta, newest = found
+            start = newest
             check_same_run(config, meta["config"], folder)
             if start > steps:
                 raise checkpoint.CheckpointError(
@@ -83,7 +84,7 @@ def train(config, workdir, row, init_from=None, progress=print):
             if before := other_batch(config, meta, clips):
                 progress(f"{row}  {before}")
         else:
-            variables, origin = starting_variables(config, segmenter, init_from)
+            variables, origin = starting_variables(config, segmenter, init_from, progress)
             state = jax.jit(lambda v: create_state(method, optimisers, v, seed_key))(variables)
         state = parallel.replicate(state)
 
@@ -192,7 +193,7 @@ def open_together(config, workdir, domain, needs=None, progress=print):
     return processes.in_turn(lambda: open_domain(config, workdir, domain, needs, progress))
 
 
-def starting_variables(config, segmenter, init_from):
+def starting_variables(config, segmenter, init_from, progress=print):
     """Returns the segmentation network's first variables, and where they come from.
 
     Raises:
@@ -202,7 +203,7 @@ def starting_variables(config, segmenter, init_from):
     if init_from is None:
         return initial_variables(segmenter, key), "random"
     template = jax.eval_shape(lambda: initial_variables(segmenter, key))
-    stored = checkpoint.load_model(init_from, row="source_only", template=template)
+    stored = checkpoint.load_model(checkpoint_places.source_model(init_from), template=template, tell=progress)
     classes = list(CLASSES[config.data.classes])
     if stored.meta["classes"] != classes:
         raise checkpoint.CheckpointError(

@@ -205,23 +205,26 @@ def test_the_report_asks_for_both_networks_once(run, monkeypatch):
 
 def test_checkpoints_are_found_by_row_path_and_name(run, tmp_path):
     config, folder, _ = run
-    stpl = folder / "stpl" / "checkpoints" / "0"
+    stpl = folder / "stpl" / "checkpoints"
     assert analysis.find_checkpoints(config, folder, ["stpl"]) == {"stpl": stpl}
-    found = analysis.find_checkpoints(config, folder, [f"mine={folder / 'stpl'}", "source_only", str(stpl)])
-    assert list(found) == ["mine", "source_only", str(stpl)] and found["mine"] == found[str(stpl)] == stpl
+    found = analysis.find_checkpoints(config, folder, [f"mine={folder / 'stpl'}", "source_only", str(stpl / "0")])
+    assert list(found) == ["mine", "source_only", str(stpl / "0")]
+    assert found["mine"] == stpl and found[str(stpl / "0")] == stpl / "0"
     with pytest.raises(checkpoint.CheckpointError, match="has stpl twice"):
         analysis.find_checkpoints(config, folder, ["stpl", "stpl"])
     with pytest.raises(checkpoint.CheckpointError, match="stpl is a row of this run"):
         analysis.find_checkpoints(config, folder, [f"stpl={stpl}"])
+    with pytest.raises(checkpoint.CheckpointError, match="row spl .--checkpoints=spl.*source_only.*Did you mean stpl"):
+        analysis.find_checkpoints(config, folder, ["spl"])
     with pytest.raises(checkpoint.CheckpointError, match="No checkpoint in"):
-        analysis.find_checkpoints(config, folder, ["oracle"])
+        analysis.find_checkpoints(config, folder, [f"raw={folder.parent / 'raw'}"])
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of source_only, stpl.*--checkpoints"):
         analysis.find_checkpoints(config, tmp_path)
     (tmp_path / "stpl" / "checkpoints").mkdir(parents=True)  # of a run that was killed before it saved one
     assert analysis.present_checkpoints(config, tmp_path, ("source_only", "stpl")) == {}
     given = config.copy_and_resolve_references()
     given.init_from = str(folder / "source_only")
-    assert analysis.find_checkpoints(given, tmp_path) == {"source_only": folder / "source_only" / "checkpoints" / "0"}
+    assert analysis.find_checkpoints(given, tmp_path) == {"source_only": folder / "source_only"}
 
 
 def test_networks_that_cannot_be_compared(run, tmp_path, drawn_variables):

@@ -166,8 +166,10 @@ def test_nothing_there_says_where_it_looked(tmp_path):
     ):
         checkpoint.load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"method": "stpl"}')
-    with pytest.raises(CheckpointError, match="stpl/checkpoints"):
+    with pytest.raises(CheckpointError, match="stpl/checkpoints.*no checkpoint of any row"):
         checkpoint.load_model(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        checkpoint.load_model(tmp_path / "nothing")
 
 
 def test_a_model_alone_is_no_training_state(tmp_path, trained, tiny_variables):

@@ -70,7 +70,10 @@ def breaches(folder, allowed=None, forbidden=()):
         ("stpl_jax/parallel.py", ()),
         ("stpl_jax/optim.py", ()),
         ("stpl_jax/train_state.py", ("stpl_jax.parallel",)),
-        ("stpl_jax/checkpoint.py", LOWEST),
+        ("stpl_jax/checkpoint_digests.py", LOWEST),
+        ("stpl_jax/checkpoint_places.py", LOWEST),
+        ("stpl_jax/checkpoint.py", ("stpl_jax.checkpoint_digests", "stpl_jax.checkpoint_places", *LOWEST)),
+        ("stpl_jax/model_choice.py", ("stpl_jax.checkpoint", "stpl_jax.checkpoint_places", "stpl_jax.rows", *LOWEST)),
         (
             "stpl_jax/convert",
             ("stpl_jax.convert", "stpl_jax.checkpoint", "stpl_jax.models", "configs", "input_pipeline.labels", *LOWEST),

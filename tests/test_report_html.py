@@ -297,7 +297,7 @@ def test_a_page_without_its_drawings(run, tmp_path):
 
 
 def test_damaged_lines_of_a_log_are_left_out_and_counted_once(tmp_path):
-    good = [b'{"step": 1, "loss/network": 2.5}', b'{"step": 2, "loss/network": NaN, "other": "text"}']
+    good = [b'{"step": 1, "loss/network": 2.5}', b'{"step": 2, "loss/network": NaN, "other": Infinity}']
     good += [b'{"step": 3, "loss/network": 1, "validation/miou": 40}']
     bad = [b"\xff\xfe\x00", b'{"step": 4, "loss/netw', b"[1, 2]", b"7", b'{"loss/network": 3}', b"[" * 100_000]
     bad += [

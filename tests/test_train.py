@@ -98,8 +98,15 @@ def test_stopped_run_goes_on_to_the_same_bits(finished, begun):
     with pytest.raises(Stopped) as stopped:
         adapt(begun, tiny_run_config(), progress=stop)
     assert stopped.value.code == 128 + 15
-    assert checkpoint.find_checkpoint(begun / "stpl").name in ("1", "2", "3")
-    adapt(begun, tiny_run_config())
+    stopped_at = checkpoint.find_checkpoint(begun / "stpl")
+    assert stopped_at.name in ("1", "2", "3")
+    # A newer one that a disk has damaged is left out, said, and does not keep the last one from being saved.
+    shutil.copytree(stopped_at, stopped_at.with_name("4"))
+    (stopped_at.with_name("4") / "train" / "_METADATA").write_text("")
+    lines = []
+    adapt(begun, tiny_run_config(), progress=lines.append)
+    assert "4 is damaged: train/_METADATA: " in lines[0] and f"goes on from step {stopped_at.name}" in lines[2]
+    assert stopped_at.with_name("4.damaged").is_dir()
     resumed = leaves(begun)
     assert straight.keys() == resumed.keys()
     for name, x in straight.items():

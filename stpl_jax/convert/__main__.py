@@ -17,8 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from input_pipeline.errors import UserError
+from input_pipeline.files import expand
 from stpl_jax import checkpoint
-from stpl_jax.convert import ConvertError, flow, segmentation
+from stpl_jax.convert import ConvertError, containers, flow, segmentation
 from stpl_jax.convert.torch_files import check_new_file, read_state_dict, write_file
 
 _OVERRIDE = "--config."
@@ -33,7 +35,7 @@ def main(argv=None):
         parser.error(f"unrecognised arguments: {' '.join(text for text in further if text not in overrides)}")
     try:
         arguments.run(arguments, overrides)
-    except (ConvertError, checkpoint.CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -45,8 +47,11 @@ def _parser():
 
     def add(name, run, text, source="INPUT.pth", target="OUTPUT_DIR", **options):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("source", metavar=source, type=Path)
-        command.add_argument("target", metavar=target, type=Path)
+        command.add_argument("source", metavar=source, type=expand)
+        command.add_argument("target", metavar=target, type=expand)
+        if name in containers.NAMES:
+            command.add_argument("--key", metavar="NAME", help="which network, where the file holds several")
+            command.set_defaults(known=containers.NAMES[name])
         for option, settings in options.items():
             command.add_argument(f"--{option}", **settings)
         command.set_defaults(run=run)
@@ -131,10 +136,10 @@ def _flownet2(arguments, overrides):
 
 def _to_orbax(arguments, convert):
     with _new_folder(arguments.target) as folder:
-        state_dict = read_state_dict(arguments.source)
-        print(f"{arguments.source}: {len(state_dict.arrays)} tensors")
+        state_dict = read_state_dict(arguments.source, arguments.known, arguments.key)
+        print("\n".join([f"{arguments.source}: {len(state_dict.arrays)} tensors", *state_dict.notes]))
         converted = convert(state_dict)
-        print("\n".join([*state_dict.notes, *converted.lines]))
+        print("\n".join(converted.lines))
         checkpoint.save_model(folder(), converted.variables, converted.meta)
     print(f"written: {arguments.target}")
 
@@ -142,13 +147,14 @@ def _to_orbax(arguments, convert):
 def _torch(arguments, overrides):
     del overrides
     check_new_file(arguments.target)
-    stored = checkpoint.load_model(arguments.source, arguments.row, network=None)
+    stored = checkpoint.load_model(arguments.source, arguments.row, network=None, tell=print)
+    print(f"reads {stored.description}")
     if stored.meta.get("network") == "flownet2":
         arrays, others, lines = flow.to_state_dict(stored)
     else:
         (arrays, lines), others = segmentation.to_state_dict(stored), None
     write_file(arguments.target, {f"{arguments.prefix}{name}": x for name, x in arrays.items()}, others)
-    print("\n".join([f"{stored.path}", *lines, f"written: {arguments.target}, {len(arrays)} tensors"]))
+    print("\n".join([*lines, f"written: {arguments.target}, {len(arrays)} tensors"]))
 
 
 def _config_maker(file, overrides):

@@ -15,6 +15,7 @@ import numpy as np
 
 from input_pipeline.errors import capped
 from stpl_jax.convert import ConvertError
+from stpl_jax.convert.containers import state_dict_of
 
 _INSTALL = "Reading and writing PyTorch's files needs PyTorch: pip install -r requirements-convert.txt"
 _ZIP_START = b"PK\x03\x04"
@@ -50,28 +51,29 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_state_dict(path):
-    """Reads the tensors of a `.pth` file: a `state_dict`, or a mapping that has one under `state_dict`.
+def read_state_dict(path, known=(), key=None):
+    """Reads the tensors of a `.pth` file: a `state_dict`, or nested mappings that have one; see `containers`.
 
-    Nothing in the file is executed (`weights_only=True`), and a zip container is mapped into memory instead of read. A
-    prefix `module.` that all names have is taken off, `num_batches_tracked` is left out.
+    Nothing in the file is executed (`weights_only=True`), and a zip container is mapped into memory instead of read.
+    Prefixes of wrappers are taken off, `num_batches_tracked` is left out.
 
     Args:
       path: file.
+      known: names of tensors that tell the network, of `containers.NAMES`.
+      key: which network, where the file holds several.
 
     Returns:
       A `StateDict`.
 
     Raises:
-      ConvertError: no such file, no checkpoint, a truncated one, one with code in it, or something else than tensors.
+      ConvertError: no such file, no checkpoint, a truncated one, one with code in it, or something else than tensors;
+        several networks and no key.
     """
     torch, path = _torch(), Path(path)
     content = _load(torch, path)
-    others, notes = {}, []
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        others = {k: float(v) for k, v in content.items() if isinstance(v, int | float)}
-        content = content["state_dict"]
-        notes.append("state_dict taken out of the container")
+    numbers = content.items() if isinstance(content, Mapping) else ()
+    others = {k: float(v) for k, v in numbers if isinstance(v, int | float)}
+    content, notes = state_dict_of(content, known, torch.is_tensor, path, key)
     if not isinstance(content, Mapping) or not content:
         raise ConvertError(f"{path} holds {_describe(content)}, and a state_dict (names and tensors) is expected.")
     wrong = [
@@ -82,9 +84,6 @@ def read_state_dict(path):
     if wrong:
         raise ConvertError(f"{path} is not a state_dict (names and tensors):\n" + "\n".join(capped(wrong)))
 
-    if all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): value for name, value in content.items()}
-        notes.append("prefix module. taken off")
     kept = {name: value for name, value in content.items() if name.split(".")[-1] != "num_batches_tracked"}
     if len(kept) < len(content):
         notes.append(f"{len(content) - len(kept)} counters num_batches_tracked left out")

@@ -94,9 +94,10 @@ def test_a_numpy_archive_and_a_folder_and_nothing(tmp_path, refused, small_confi
         ([1, 2], "list [1, 2]"),
         ({}, "empty mapping"),
         (
-            {"model": {"conv1.weight": torch.ones(1)}, "epoch": 3},
+            {"conv1.weight": torch.ones(1), "model": {"a": 1}},
             "'model': expected a tensor and its name, found a mapping",
         ),
+        ({"model": {"conv1.weight": torch.ones(1)}, "epoch": 3}, "layer1.0.conv1.weight: expected (64, 1, 1, 1)"),
         ({"state_dict": {}}, "empty mapping"),
         ({0: torch.ones(1)}, "0: expected a tensor and its name"),
         ({"conv1.weight": torch.ones(1).to_sparse()}, "sparse"),

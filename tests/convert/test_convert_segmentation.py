@@ -190,6 +190,8 @@ def test_way_back_with_a_prefix_and_of_one_row(tmp_path, drawn_variables, tiny_c
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.pth"]
     assert "is there already" in refused("torch", tmp_path / "run", target="new/a.pth")
     assert "No checkpoint in" in refused("torch", tmp_path / "nothing", target="b.pth")
+    message = refused("torch", tmp_path / "run", "--row=stlp", target="b.pth")
+    assert "source_only (step 0), stpl (step 0). Did you mean stpl?" in message
 
     meta["config"]["model"]["backbone"]["blocks"] = [1, 1, 2, 1]
     variables["batch_stats"]["backbone"]["bn1"]["mean"][:] = np.nan
