@@ -32,6 +32,7 @@ HOW_TO_CONVERT = (
     "Convert the released FlowNet2 checkpoint once, `python -m stpl_jax.convert flownet2 FILE OUTPUT`, and set "
     "--config.flow.weights=OUTPUT."
 )
+IN_ONE_PROCESS = "Flow is estimated by one process, on all its devices: run --mode=flow in one process first."
 # Beside the flow files: what they were estimated with.
 ORIGIN = "estimated_with.json"
 # Older than any file that a living process is still writing.
@@ -135,7 +136,7 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     if not works:
         return 0
     if jax.process_count() > 1:
-        raise FlowError("Flow is estimated by one process, on all its devices: run --mode=flow in one process first.")
+        raise FlowError(IN_ONE_PROCESS)
     estimator = None
     if config.flow.source == "flownet2":
         # Before the checks, which can take long.

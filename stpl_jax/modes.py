@@ -6,19 +6,21 @@ from pathlib import Path
 
 from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
-from stpl_jax import analysis, checkpoint, processes, report
+from stpl_jax import analysis, checkpoint, preflight, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.train import Validation, build_segmenter, check_same_run, train
+from stpl_jax.train import build_segmenter, check_same_run, train
+from stpl_jax.validation import Validation
 
 
 def auto(config, workdir, progress=print):
     """Does what is missing of source training, adaptation, evaluation and report."""
     _note_settings(config, workdir)
+    preflight.check(config, workdir, row_names(config), progress)
     for row in row_names(config):
         run_row(config, workdir, row, progress)
     _estimate_flow(config, workdir, {"val": None}, progress)
@@ -50,6 +52,7 @@ def flow(config, workdir, progress=print):
 def pretrain(config, workdir, progress=print):
     """Trains the source model."""
     _note_settings(config, workdir)
+    preflight.check(config, workdir, ("source_only",), progress)
     run_row(config, workdir, "source_only", progress)
 
 
@@ -60,6 +63,7 @@ def adapt(config, workdir, progress=print):
       CheckpointError: there is no source model.
     """
     _note_settings(config, workdir)
+    preflight.check(config, workdir, (config.method,), progress)
     run_row(config, workdir, config.method, progress)
 
 
@@ -73,6 +77,7 @@ def evaluate(config, workdir, progress=print):
         raise checkpoint.CheckpointError(
             f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt first."
         )
+    preflight.check(config, workdir, rows, progress, training=False)
     for row in rows:
         settings = row_config(config, row)
         stored = checkpoint.load_model(run_folder.checkpoints(workdir, row))
@@ -157,19 +162,7 @@ def source_model(config, workdir):
     """
     if config.init_from:
         return config.init_from
-    return processes.from_first(lambda: _own_source_model(workdir))
-
-
-def _own_source_model(workdir):
-    own = run_folder.checkpoints(workdir, "source_only")
-    try:
-        return str(checkpoint.find_checkpoint(own))
-    except checkpoint.CheckpointError:
-        raise checkpoint.CheckpointError(
-            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, "
-            "with the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
-            "--config.init_from=CHECKPOINT."
-        ) from None
+    return processes.from_first(lambda: preflight.own_source_model(workdir))
 
 
 def _report(config, workdir, progress):
