@@ -219,7 +219,7 @@ def _find_work(config, workdir, row, training):
 def _read_evaluation(workdir, row):
     try:
         return read_json(run_folder.evaluation(workdir, row), "", ("last", "config"))
-    except UserError:
+    except (UserError, OSError):
         return None  # then the row is not done; who needs the file says what is wrong with it
 
 
@@ -289,27 +289,25 @@ def _look_at_files(config, sets, prepared, problems, progress):
     checked, unprepared = {}, {}
     for path, wanted in sets.items():
         if problems.look(preparing.is_usable, wanted.spec, prepared, progress) is False:
-            unprepared[path] = wanted.spec
-            if wanted.estimated and _lacks_flow(wanted.spec):
-                # Its flow is still to be estimated, from frames that have to be whole.
-                unprepared[path] = dataclasses.replace(wanted.spec, flow_source="dis")
+            # Flow that the run estimates comes later, from frames that have to be whole.
+            unprepared[path] = dataclasses.replace(wanted.spec, flow_source="dis") if wanted.estimated else wanted.spec
     if unprepared:
         problems.look(_try_to_write, prepared)
-    if any(spec != sets[path].spec for path, spec in unprepared.items()):
+    if any(sets[path].estimated and _lacks_flow(sets[path].spec, prepared) for path in unprepared):
         problems.look(_check_flow_network, config)
     for error in problems.errors if unprepared else ():
         # To be mended while all files are read, which can take long.
         progress(f"in the way already: {error}")
     for path, spec in unprepared.items():
         found = problems.look(preparing.check, spec, prepared, progress)
-        if spec == sets[path].spec:
+        if not sets[path].estimated:
             checked[path] = found
     return checked
 
 
-def _lacks_flow(spec):
+def _lacks_flow(spec, prepared):
     counts = [flow_files_there(spec, pair) for pair in spec.flow_pairs]
-    return any(there < wanted for there, wanted in counts)
+    return any(there < wanted for there, wanted in counts) or bool(preparing.stale_flow(spec, prepared))
 
 
 def _check_flow_network(config):
