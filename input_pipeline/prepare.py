@@ -75,8 +75,10 @@ def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
             # Another process may have prepared it by now.
             verdict = _examine(spec, path, lambda line: None, threads)
             if not verdict.usable:
-                _tell(verdict, progress)
-                _build(spec, path, checked or _check(spec, progress, threads), progress, threads)
+                if checked is None:
+                    _tell(verdict, progress)
+                    checked = _check(spec, progress, threads)
+                _build(spec, path, checked, progress, threads)
                 return path
     _tell(verdict, progress)
     return path
@@ -100,9 +102,10 @@ def check(spec, prepared_dir, progress=print, threads=None):
     Raises:
       BadFilesError, UserError: as `prepare` says.
     """
-    if is_usable(spec, prepared_dir, progress, threads):
-        return None
-    return _check(spec, progress, threads or os.cpu_count())
+    path, threads = spec_lib.prepared_path(spec, prepared_dir), threads or os.cpu_count()
+    verdict = _examine(spec, path, progress, threads)
+    _tell(verdict, progress)
+    return None if verdict.usable else _check(spec, progress, threads)
 
 
 def settle(paths):

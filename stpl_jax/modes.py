@@ -15,6 +15,7 @@ from stpl_jax.parallel import replicate
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.train import build_segmenter, check_same_run, train
 from stpl_jax.validation import Validation
+from stpl_jax.weights import own_source_model
 
 
 def auto(config, workdir, progress=print):
@@ -162,7 +163,7 @@ def source_model(config, workdir):
     """
     if config.init_from:
         return config.init_from
-    return processes.from_first(lambda: preflight.own_source_model(workdir))
+    return processes.from_first(lambda: own_source_model(workdir))
 
 
 def _report(config, workdir, progress):

@@ -32,10 +32,8 @@ from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables
 from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter, check_same_run, starting_variables
+from stpl_jax.weights import check_is_converted, own_source_model
 
-# Endings of files that hold weights in other forms, and which converter reads them.
-_FOREIGN = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".pkl", ".pickle", ".safetensors", ".caffemodel", ".npz", ".h5")
-_CONVERTERS = {"init_from": "accel (or deeplab)", "pretrain_from": "imagenet", "flow.weights": "flownet2"}
 # Bytes in a prepared set for each pixel of a frame, and of a flow field; of photographs, measured roughly.
 _FRAME_BYTES, _FLOW_BYTES = 1.8, 1.2
 
@@ -46,19 +44,23 @@ class PreflightError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A row of the table that has work to do.
+    """A row of the table.
 
     Attributes:
       name: of the row.
       settings: its configuration.
       needs: domain -> what its method reads of it; None for what is always read.
+      scored: its `evaluation.json`, None where there is none.
       before: `meta` of its newest checkpoint, None where it begins.
+      done: whether there is nothing left to do.
     """
 
     name: str
     settings: Any
     needs: dict
+    scored: dict | None = None
     before: dict | None = None
+    done: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,56 +124,11 @@ def check(config, workdir, rows, progress=print, training=True):
     preparing.settle(processes.from_first(lambda: _check(config, Path(workdir), rows, progress, training)))
 
 
-def own_source_model(workdir):
-    """Returns the newest checkpoint of the source model that was trained in a run's folder, as text.
-
-    Raises:
-      CheckpointError: there is none; the message says how to get one.
-    """
-    own = run_folder.checkpoints(workdir, "source_only")
-    try:
-        return str(checkpoint.find_checkpoint(own))
-    except checkpoint.CheckpointError:
-        raise checkpoint.CheckpointError(
-            f"Adapting needs a source model, and neither config.init_from nor {own} has one. Either train it here, "
-            "with the source data: --mode=pretrain --config.data.source.raw_dir=FOLDER; or name one that is trained: "
-            "--config.init_from=CHECKPOINT."
-        ) from None
-
-
-def check_is_converted(key, path):
-    """Checks that a setting does not name weights in another form, a file of PyTorch say, where a checkpoint belongs.
-
-    Args:
-      key: the setting: `init_from`, `pretrain_from` or `flow.weights`.
-      path: its value, a file, or a folder that may hold such files.
-
-    Raises:
-      UserError: says how to convert it.
-    """
-    path = expand(path)
-    if path.is_dir():
-        inside = list(path.iterdir())
-        foreign = next((file for file in sorted(inside) if file.suffix.lower() in _FOREIGN), None)
-        if foreign is None or any(file.is_dir() for file in inside):
-            return
-        found = f"a folder with {foreign.name}"
-    elif path.is_file() or path.suffix.lower() in _FOREIGN:
-        foreign, found = path, "a file" if path.is_file() else "no such file"
-    else:
-        return
-    raise UserError(
-        f"config.{key}={path}: expected a checkpoint, which is a folder, found {found}. Weights of PyTorch are "
-        f"converted once, `python -m stpl_jax.convert {_CONVERTERS[key]} {foreign} OUTPUT`; then set "
-        f"--config.{key}=OUTPUT. See docs/weights.md."
-    )
-
-
 def _check(config, workdir, rows, progress, training):
     preparing.settle(())
     problems = _Problems()
-    work = [problems.look(_find_work, config, workdir, row, training) for row in rows]
-    work = [row for row in work if row is not None]
+    found = [problems.look(_find_row, config, workdir, row, training) for row in rows]
+    work = [row for row in found if row is not None and not row.done]
     if training:
         _look_at_weights(config, workdir, rows, work, problems)
     problems.look(_try_to_write, workdir)
@@ -179,7 +136,8 @@ def _check(config, workdir, rows, progress, training):
         # Rendering takes minutes, and nothing that is wrong so far depends on it.
         problems.say()
         config = with_world(config, workdir, progress)
-        work = [dataclasses.replace(row, settings=row_config(config, row.name)) for row in work]
+        found = [dataclasses.replace(row, settings=row_config(config, row.name)) for row in found]
+        work = [row for row in found if not row.done]
     prepared = run_folder.prepared(config, workdir)
     sets = _find_sets(work, workdir, prepared, problems)
     checked = _look_at_files(config, sets, prepared, problems, progress)
@@ -193,27 +151,26 @@ def _check(config, workdir, rows, progress, training):
     for row in work:
         problems.look(_compare_data, row, workdir, prepared)
     problems.say()
-    for path, wanted in sets.items():
-        if wanted.domain == "val":
-            _tell_of_validation(path, wanted, workdir, rows, progress)
+    for wanted in sets.values():
+        _tell_of_consistency(wanted, progress)
+    for row in found if training else ():
+        _tell_of_other_data(row, workdir, prepared, progress)
     return [str(path) for path in sets]
 
 
-def _find_work(config, workdir, row, training):
-    """Returns what a row needs, None where it is done; distinguishes the cases that `modes.run_row` does."""
-    settings, val = row_config(config, row), {"val": None}
+def _find_row(config, workdir, row, training):
+    """Returns what a row needs; distinguishes the cases that `modes.run_row` does."""
+    settings, val, scored = row_config(config, row), {"val": None}, _read_evaluation(workdir, row)
     if not training or (row == "source_only" and config.init_from):
-        return _Row(row, settings, val)
-    scored, meta = _read_evaluation(workdir, row), None
+        return _Row(row, settings, val, scored)
+    needs = dict(make_method(settings, build_segmenter(settings)).needs) | val
     if scored is not None and scored["last"]["step"] == settings.optim.steps:
         check_same_run(settings, scored["config"], workdir / row)
-        return None
-    if run_folder.checkpoints(workdir, row).is_dir():
-        meta = _read_meta(workdir, row)
+        return _Row(row, settings, needs, scored, done=True)
+    meta = _read_meta(workdir, row) if run_folder.checkpoints(workdir, row).is_dir() else None
     if meta is not None:
         check_same_run(settings, meta["config"], workdir / row)
-    needs = dict(make_method(settings, build_segmenter(settings)).needs)
-    return _Row(row, settings, needs | val, meta)
+    return _Row(row, settings, needs, scored, meta)
 
 
 def _read_evaluation(workdir, row):
@@ -359,20 +316,40 @@ def _compare_data(row, workdir, prepared):
     check_same_data(before, sources, workdir / row.name)
 
 
-def _tell_of_validation(path, wanted, workdir, rows, progress):
-    """Says what is not measured on the validation set, and which rows were scored on another one."""
-    source = open_clips(path)
-    if SCORED_PAIRS[1] not in source.spec.flow_pairs:
-        whole = dataclasses.replace(wanted.spec, offsets=SCORED_OFFSETS, flow_pairs=SCORED_PAIRS)
-        there, asked = flow_files_there(whole, SCORED_PAIRS[1])
+def _tell_of_consistency(wanted, progress):
+    """Says where temporal consistency is not measured."""
+    if wanted.domain != "val" or SCORED_PAIRS[1] in wanted.spec.flow_pairs:
+        return
+    whole = dataclasses.replace(wanted.spec, offsets=SCORED_OFFSETS, flow_pairs=SCORED_PAIRS)
+    there, asked = flow_files_there(whole, SCORED_PAIRS[1])
+    progress(
+        f"validation  without temporal consistency, which needs flow from x_(t-1) into x_(t-2): {there} of {asked} "
+        f"files are in {wanted.spec.flow_dir}. mIoU does not need them"
+    )
+
+
+def _tell_of_other_data(row, workdir, prepared, progress):
+    """Says where a score was reached with other clips than there are now."""
+    if row.scored is None:
+        return
+    before = {"val": row.scored["last"].get("data")} | row.scored.get("data", {})
+    changed = [
+        domain
+        for domain, needs in row.needs.items()
+        if _Problems().look(_is_other_data, row, domain, needs, workdir, prepared, before.get(domain))
+    ]
+    if changed:
         progress(
-            f"validation  without temporal consistency, which needs flow from x_(t-1) into x_(t-2): {there} of {asked} "
-            f"files are in {wanted.spec.flow_dir}. mIoU does not need them"
+            f"{row.name} was trained or scored on other clips than there are now ({', '.join(changed)}): its score "
+            "cannot be compared with new ones. --mode=evaluate scores it again, another --workdir trains it again"
         )
-    for row in rows:
-        scored = _read_evaluation(workdir, row)
-        if scored is not None and scored["last"].get("data", source.digest) != source.digest:
-            progress(
-                f"{row} was scored on other validation clips than there are now: its score cannot be compared with new "
-                "ones; --mode=evaluate scores it again"
-            )
+
+
+def _is_other_data(row, domain, needs, workdir, prepared, digest):
+    spec = domain_spec(row.settings, domain, needs, workdir)
+    path = prepared_path(spec, prepared)
+    if not path.is_dir():
+        return False  # nothing to compare with, and nobody needs it
+    if not preparing.is_usable(spec, prepared, lambda line: None):
+        return True
+    return digest is not None and open_clips(path).digest != digest

@@ -165,47 +165,6 @@ def test_folders_that_are_not_set_are_named_once_each(config, tmp_path):
         assert f"--config.data.{key}=FOLDER" in str(caught.value)
 
 
-def as_file(tmp_path, name):
-    (tmp_path / name).write_bytes(b"PK")
-    return tmp_path / name, tmp_path / name
-
-
-def as_missing_file(tmp_path, name):
-    return tmp_path / name, tmp_path / name
-
-
-def as_folder(tmp_path, name):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / name).write_bytes(b"PK")
-    return tmp_path / "weights", tmp_path / "weights" / name
-
-
-@pytest.mark.parametrize("make", [as_file, as_missing_file, as_folder])
-@pytest.mark.parametrize("name", ["model.pth", "Model.PT", "FlowNet2_checkpoint.pth.tar", "epoch.ckpt"])
-@pytest.mark.parametrize(
-    ("key", "converter"), [("init_from", "accel"), ("pretrain_from", "imagenet"), ("flow.weights", "flownet2")]
-)
-def test_weights_of_pytorch_name_the_converter(tmp_path, make, name, key, converter):
-    given, file = make(tmp_path, name)
-    with pytest.raises(UserError) as caught:
-        preflight.check_is_converted(key, str(given))
-    message = str(caught.value)
-    assert f"config.{key}={given}: expected a checkpoint" in message
-    assert f"stpl_jax.convert {converter}" in message and f"{file} OUTPUT" in message
-
-
-def test_checkpoints_and_folders_beside_a_file_pass(tmp_path, weights):
-    preflight.check_is_converted("init_from", weights)
-    preflight.check_is_converted("init_from", tmp_path / "nothing_there")
-    (tmp_path / "run" / "stpl").mkdir(parents=True)
-    (tmp_path / "run" / "adapted.pth").write_bytes(b"PK")
-    preflight.check_is_converted("init_from", tmp_path / "run")
-    plain = tmp_path / "weights"
-    plain.write_bytes(b"PK")
-    with pytest.raises(UserError, match="found a file"):
-        preflight.check_is_converted("init_from", plain)
-
-
 @pytest.mark.parametrize(("row", "key"), [("stpl", "init_from"), ("source_only", "pretrain_from")])
 def test_weights_that_do_not_fit_are_said_first(config, tmp_path, weights, row, key):
     setattr(config, key, str(tmp_path / "nothing"))
@@ -315,12 +274,21 @@ def test_a_row_goes_on_with_the_clips_that_it_was_begun_with(config, tmp_path, w
         check(config, tmp_path, "stpl")
 
 
-def test_rows_that_were_scored_on_other_clips_are_named(config, tmp_path):
+def test_rows_with_scores_of_other_clips_are_named(config, tmp_path):
     digest = open_domain(config, tmp_path / "run", "val", progress=lambda line: None).digest
     write_scores(config, tmp_path, "source_only", digest, 40_000)
     write_scores(config, tmp_path, "oracle", "another", 40_000)
-    lines = check(config, tmp_path, "source_only", "oracle", "stpl")
-    assert [line.partition(" ")[0] for line in lines if "other validation clips" in line] == ["oracle"]
+    lines = check(config, tmp_path, "source_only", "oracle", "bn_statistics")
+    assert [line.partition(" (val)")[0] for line in lines if "other clips" in line] == [
+        "oracle was trained or scored on other clips than there are now"
+    ]
+    # The row is done, and its training clips have changed: there is nothing to prepare, and that is said.
+    open_domain(config, tmp_path / "run", "source", progress=lambda line: None)
+    Image.fromarray(raw_trees.frame_pixels(77, (36, 64))).save(tmp_path / "viper/train/img/001/001_00010.jpg")
+    lines = check(config, tmp_path, "source_only", "bn_statistics")
+    assert [line.partition(": ")[0] for line in lines] == [
+        "source_only was trained or scored on other clips than there are now (source)"
+    ]
 
 
 def test_settings_of_begun_rows_are_compared_before_anything_is_prepared(config, tmp_path, weights):

@@ -390,6 +390,23 @@ def test_a_kill_between_the_moves_loses_nothing(spec, tmp_path, old_is_there):
     assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
 
 
+def test_a_set_that_was_checked_is_not_checked_again(spec, tmp_path):
+    lines = []
+    checked = prepare.check(spec, tmp_path / "prepared", lines.append)
+    assert len(checked.clips) == 2 and not (tmp_path / "prepared").exists()
+    path = prepare_set(spec, tmp_path / "prepared", lines.append, checked=checked)
+    assert sum("checking files" in line for line in lines) == 1 and len(clips.open_clips(path)) == 2
+    assert prepare.check(spec, tmp_path / "prepared", lines.append) is None
+    # What is told is told once, and before all files are read again.
+    repaint(image(spec, 9))
+    lines.clear()
+    prepare_set(
+        spec, tmp_path / "prepared", lines.append, checked=prepare.check(spec, tmp_path / "prepared", lines.append)
+    )
+    told = [i for i, line in enumerate(lines) if "prepared anew" in line]
+    assert len(told) == 1 and "checking files" in "".join(lines[told[0] :])
+
+
 def test_settled_sets_are_not_compared_again(spec, tmp_path):
     path, _, first = run(spec, tmp_path)
     repaint(image(spec, 9))
