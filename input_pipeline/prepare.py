@@ -236,9 +236,13 @@ def _build(spec, path, checked, progress, threads):
     if Path(builder.data_dir) != written:
         raise RuntimeError(f"TFDS wants to write to {builder.data_dir}, expected {written}: its naming has changed.")
     tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as unused:
-        # Nothing is downloaded, but TFDS makes a folder for downloads beside the prepared sets if none is given.
-        builder.download_and_prepare(file_format="array_record", download_dir=unused)
+    try:
+        with tempfile.TemporaryDirectory() as unused:
+            # Nothing is downloaded, but TFDS makes a folder for downloads beside the prepared sets if none is given.
+            builder.download_and_prepare(file_format="array_record", download_dir=unused)
+    except RuntimeError as error:
+        # What ArrayRecord raises for a full disk, say.
+        raise UserError(f"{name}: the prepared set {path} cannot be written: {error}") from error
     _check_nothing_changed(spec, checked)
     reuse.seal(written, checked.seen, digests)
     held = len(clips_lib.open_clips(written))

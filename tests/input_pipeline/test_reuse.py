@@ -374,6 +374,20 @@ def test_files_that_change_while_a_set_is_prepared(spec, tmp_path):
     assert len(clips.open_clips(run(spec, tmp_path)[0])) == 2
 
 
+def test_a_set_that_cannot_be_written_is_named_and_the_old_one_stays(spec, tmp_path, monkeypatch):
+    path, _, first = run(spec, tmp_path)
+    repaint(image(spec, 9))
+
+    def full(*_, **__):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(prepare.base.ClipBuilder, "download_and_prepare", full)
+    with pytest.raises(UserError, match=f"{path} cannot be written: .*No space left on device"):
+        run(spec, tmp_path)
+    assert {file.name: file.stat().st_mtime_ns for file in path.glob("*array_record*")} == first
+    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+
+
 @pytest.mark.parametrize("old_is_there", [True, False])
 def test_a_kill_between_the_moves_loses_nothing(spec, tmp_path, old_is_there):
     """Killed once the new set was complete, with the old one still in its place or out of it."""
