@@ -1,5 +1,8 @@
 """Random access to the clips of a prepared set, decoding only what is asked for."""
 
+import bisect
+import itertools
+import json
 from pathlib import Path
 
 import cv2
@@ -9,6 +12,9 @@ import tensorflow_datasets as tfds
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import base
 from input_pipeline.errors import UserError
+
+# What a prepared set holds beside its shards.
+FILES = ("dataset_info.json", "features.json", "metadata.json")
 
 
 class ClipSource:
@@ -23,22 +29,35 @@ class ClipSource:
       path: that folder.
       spec: the `DatasetSpec` that the set was prepared with.
       left_out: number of clips that were left out for bad files.
+      digest: text that is the same for sets of the same content, wherever they lie, and another for any other set.
+
+    Raises:
+      UserError: the set is damaged.
     """
 
     def __init__(self, path):
         self.path = Path(path)
-        builder = tfds.builder_from_directory(self.path)
-        stored = builder.info.metadata
-        self.spec = spec_lib.DatasetSpec(**stored["spec"])
-        self.left_out = stored["left_out"]
-        keep_encoded = {name: tfds.decode.SkipDecoding() for name in builder.info.features}
-        self._records = builder.as_data_source(self.spec.split, decoders=keep_encoded)
+        try:
+            for name in FILES:
+                (self.path / name).stat()
+            builder = tfds.builder_from_directory(self.path)
+            stored = builder.info.metadata
+            self.spec = spec_lib.DatasetSpec(**stored["spec"])
+            self.left_out, self.digest = stored["left_out"], stored["fingerprint"]
+            keep_encoded = {name: tfds.decode.SkipDecoding() for name in builder.info.features}
+            self._records = builder.as_data_source(self.spec.split, decoders=keep_encoded)
+            self._shard_ends = list(itertools.accumulate(builder.info.splits[self.spec.split].shard_lengths))
+        except Exception as error:
+            raise _unreadable(self.path, error) from None
+        self._shards_read = set()
 
     def __getstate__(self):
-        return {"path": self.path}
+        return {"path": self.path, "digest": self.digest}
 
     def __setstate__(self, state):
         self.__init__(state["path"])
+        if self.digest != state["digest"]:
+            raise _replaced(self.path)
 
     def __len__(self):
         return len(self._records)
@@ -46,7 +65,29 @@ class ClipSource:
     def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path}: asked for clip {i}, the set holds {len(self)}.")
-        return self._records[i]
+        try:
+            record = self._records[i]
+            if None in record.values():
+                raise ValueError(f"record {i} is empty")
+        except Exception as error:
+            self._check_not_replaced()
+            raise _unreadable(self.path, error) from None
+        # A shard that is open stays readable whatever happens to its name; one that is opened now may be another set's.
+        shard = bisect.bisect_right(self._shard_ends, i)
+        if shard not in self._shards_read:
+            self._check_not_replaced()
+            self._shards_read.add(shard)
+        return record
+
+    def _check_not_replaced(self):
+        try:
+            now = json.loads((self.path / "metadata.json").read_bytes())["fingerprint"]
+        except FileNotFoundError:
+            raise _replaced(self.path) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(self.path, error) from None
+        if now != self.digest:
+            raise _replaced(self.path)
 
     def check(self, offsets, flow_pairs):
         """Checks that the set holds what a reader wants.
@@ -82,10 +123,11 @@ def open_clips(path):
       `ClipSource`.
 
     Raises:
-      UserError: there is no prepared set.
+      UserError: there is no prepared set, or it is damaged.
     """
-    if not (Path(path) / "dataset_info.json").is_file():
-        raise UserError(f"{path}: expected a prepared set (dataset_info.json); run prepare first.")
+    # Of a folder that is something else altogether nobody should be told to delete it.
+    if not any((Path(path) / name).is_file() for name in FILES):
+        raise UserError(f"{path}: expected a prepared set ({', '.join(FILES)}); run prepare first.")
     return ClipSource(path)
 
 
@@ -104,25 +146,44 @@ def read_clip(source, i, offsets, flow_pairs, label):
       `[HL, WL]` uint8 train ids (only where asked), `index` int32, `name` str.
 
     Raises:
-      UserError: the set does not hold a frame or a flow that is asked for.
+      UserError: the set does not hold a frame or a flow that is asked for, or is damaged.
     """
     source.check(offsets, flow_pairs)
     example = source[i]
     height, width = source.spec.size
     frames = np.empty((len(offsets), height, width, 3), np.uint8)
-    for t, k in enumerate(offsets):
-        frames[t] = _decode(example[f"frame_{k}"], cv2.IMREAD_COLOR_RGB)
     flow = np.empty((len(flow_pairs), height, width, 2), np.int16)
-    for p, (a, b) in enumerate(flow_pairs):
-        flow[p] = base.decode_flow(example[f"flow_{a}_{b}"])
-    clip = {"frames": frames, "flow": flow, "index": np.int32(i), "name": example["name"].decode()}
-    if label:
-        clip["label"] = _decode(example["label"], cv2.IMREAD_GRAYSCALE)
+    try:
+        for t, k in enumerate(offsets):
+            frames[t] = _decode(example[f"frame_{k}"], cv2.IMREAD_COLOR_RGB)
+        for p, (a, b) in enumerate(flow_pairs):
+            flow[p] = base.decode_flow(example[f"flow_{a}_{b}"])
+        clip = {"frames": frames, "flow": flow, "index": np.int32(i), "name": example["name"].decode()}
+        if label:
+            clip["label"] = _decode(example["label"], cv2.IMREAD_GRAYSCALE)
+    except Exception as error:
+        raise _unreadable(source.path, error) from None
     return clip
 
 
 def _decode(data, mode):
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     if pixels is None:
-        raise UserError("A prepared image cannot be decoded: remove the prepared set and prepare it again.")
+        raise ValueError("an image cannot be decoded")
     return pixels
+
+
+def _unreadable(path, error):
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return error  # of the disk or of rights, and not of what the set holds
+    return UserError(
+        f"The prepared set {path} cannot be read ({type(error).__name__}: {error}). Delete {path}: the next run "
+        "prepares it again."
+    )
+
+
+def _replaced(path):
+    return UserError(
+        f"{path} was prepared anew from other raw files, or removed, while it was being read. Start again: a run goes "
+        "on from its last checkpoint."
+    )

@@ -4,15 +4,21 @@ import dataclasses
 from pathlib import Path
 
 from input_pipeline import run_folder
+from input_pipeline.builders import checks
 from input_pipeline.clips import open_clips
 from input_pipeline.errors import UserError
-from input_pipeline.prepare import prepare
-from input_pipeline.spec import DatasetSpec
+from input_pipeline.files import expand
+from input_pipeline.prepare import BUILDERS, prepare
+from input_pipeline.spec import DatasetSpec, prepared_path
 from input_pipeline.worlds import WorldSpec, write_worlds
 
 # Where a user finds the folders that a configuration must name.
 HOW_TO = "See docs/real_data.md for how to get the set and how its folder must look."
 FLOW_SOURCES = ("dis", "precomputed", "flownet2")
+# What scoring reads: x_t is fused with x_{t-1}. Temporal consistency compares x_t's classes with x_{t-1}'s, which is
+# fused with x_{t-2}.
+SCORED_OFFSETS = (0, 1, 2)
+SCORED_PAIRS = ((0, 1), (1, 2))
 
 
 def domain_spec(config, domain, needs=None, workdir=""):
@@ -25,10 +31,11 @@ def domain_spec(config, domain, needs=None, workdir=""):
       workdir: holds the flow files that `flow.source=flownet2` has written, unless `data.*.flow_dir` says otherwise.
 
     Returns:
-      A `DatasetSpec`.
+      A `DatasetSpec`. That of `val` is without x_{t-2} where flow is read from files and those from x_{t-1} into
+      x_{t-2} are not all there: mIoU does not need it, and temporal consistency is left out.
 
     Raises:
-      UserError: the folder is not configured, or `flow.source` is unknown.
+      UserError: a folder is not configured, or `flow.source` is unknown.
     """
     if config.flow.source not in FLOW_SOURCES:
         raise UserError(f"config.flow.source: expected {', '.join(FLOW_SOURCES)}, found {config.flow.source!r}.")
@@ -40,16 +47,22 @@ def domain_spec(config, domain, needs=None, workdir=""):
             f"Set --config.data.{key}.raw_dir=FOLDER. {HOW_TO}"
         )
     if domain == "val":
-        # Temporal consistency compares the predictions for x_t and x_{t-1}, and the latter is fused with x_{t-2}.
-        offsets, pairs = {0, 1, 2}, {(0, 1), (1, 2)}
+        offsets, pairs = SCORED_OFFSETS, SCORED_PAIRS
     else:
         offsets = set(section.offsets) | set(needs.offsets if needs else ())
         pairs = {tuple(p) for p in section.flow_pairs} | {tuple(p) for p in (needs.flow_pairs if needs else ())}
     val = domain == "val"
     estimated = config.flow.source == "flownet2"  # by `stpl_jax.flow`, before the set is prepared
-    return DatasetSpec(
+    flow_dir = flow_folder(config, workdir, domain) if estimated else expand(_flow_dir(config, domain))
+    if config.flow.source == "precomputed" and pairs and not flow_dir:
+        name = "val_flow_dir" if val else "flow_dir"
+        raise UserError(
+            f"config.data.{key}.{name} is not set: it names the folder of the flow files that flow.source=precomputed "
+            f"reads. Set --config.data.{key}.{name}=FOLDER, or --config.flow.source=dis. {HOW_TO}"
+        )
+    spec = DatasetSpec(
         name=section.name,
-        raw_dir=str(Path(section.raw_dir).expanduser()),
+        raw_dir=str(expand(section.raw_dir)),
         split=section.val_split if val else section.train_split,
         classes=config.data.classes,
         size=tuple(section.size),
@@ -57,16 +70,46 @@ def domain_spec(config, domain, needs=None, workdir=""):
         offsets=tuple(sorted(offsets)),
         flow_pairs=tuple(sorted(pairs)),
         flow_source="precomputed" if estimated else config.flow.source,
-        flow_dir=str(flow_folder(config, workdir, domain)) if estimated else _flow_dir(config, domain),
+        flow_dir=str(flow_dir),
         flow_scale=config.flow.scale,
-        list_file=(section.val_list if val else section.list) or "",
+        list_file=str(expand((section.val_list if val else section.list) or "")),
         skip_bad=config.data.skip_bad,
     )
+    if val and config.flow.source == "precomputed" and not _measures_consistency(config, workdir, spec):
+        return dataclasses.replace(spec, offsets=SCORED_OFFSETS[:2], flow_pairs=SCORED_PAIRS[:1])
+    return spec
+
+
+def _measures_consistency(config, workdir, spec):
+    """Whether a validation set with flow from files is to hold what temporal consistency needs.
+
+    All of its files have to be there: of part of the clips it could not be compared with other scores.
+    """
+    fused, earlier = (flow_files_there(spec, pair) for pair in SCORED_PAIRS)
+    if not fused[0]:
+        # Nothing that could decide is there, any more: what was prepared does.
+        return prepared_path(spec, run_folder.prepared(config, workdir)).is_dir()
+    return earlier[0] == earlier[1]
+
+
+def flow_files_there(spec, pair):
+    """Counts the flow files of one pair of frames over a set's clips.
+
+    Args:
+      spec: `DatasetSpec` that reads precomputed flow.
+      pair: (a, b), one of its pairs.
+
+    Returns:
+      (number of files that are there, number of files that clips ask for).
+    """
+    clips, _ = checks.list_clips(spec, BUILDERS[spec.name].LAYOUT)
+    files = {clip.flows[pair] for clip in clips}
+    return sum(file.is_file() for file in files), len(files)
 
 
 def flow_folder(config, workdir, domain):
     """Returns where a domain's flow is written to: its configured `flow_dir`, or else `<workdir>/flow/<domain>`."""
-    return Path(_flow_dir(config, domain) or run_folder.flow(workdir, domain))
+    return Path(expand(_flow_dir(config, domain)) or run_folder.flow(workdir, domain))
 
 
 def _flow_dir(config, domain):
@@ -74,8 +117,8 @@ def _flow_dir(config, domain):
     return (section.val_flow_dir if domain == "val" else section.flow_dir) or ""
 
 
-def open_domain(config, workdir, domain, needs=None, progress=print):
-    """Opens one domain's clips, generating and preparing first what is not there yet.
+def prepare_domain(config, workdir, domain, needs=None, progress=print):
+    """Generates and prepares one domain's clips, unless they are there.
 
     Args:
       config: the run's configuration.
@@ -84,11 +127,35 @@ def open_domain(config, workdir, domain, needs=None, progress=print):
       progress: called with lines of text.
 
     Returns:
-      A `ClipSource`.
+      Path of the prepared set.
     """
     config = with_world(config, workdir, progress)
-    prepared = run_folder.prepared(config, workdir)
-    return open_clips(prepare(domain_spec(config, domain, needs, workdir), prepared, progress))
+    return prepare(domain_spec(config, domain, needs, workdir), run_folder.prepared(config, workdir), progress)
+
+
+def open_domain(config, workdir, domain, needs=None, progress=print):
+    """As `prepare_domain`, and opens the set: returns a `ClipSource`."""
+    return open_clips(prepare_domain(config, workdir, domain, needs, progress))
+
+
+def check_same_data(before, sources, folder):
+    """Checks that a row goes on with the clips that it was begun with.
+
+    Args:
+      before: domain -> `ClipSource.digest`, as a checkpoint has noted it; domains without an entry are not compared.
+      sources: domain -> `ClipSource` of now.
+      folder: of the row, for the message.
+
+    Raises:
+      UserError: names each domain whose clips are other ones.
+    """
+    changed = [domain for domain, source in sources.items() if before.get(domain, source.digest) != source.digest]
+    if changed:
+        lines = "\n".join(f"  {domain}: {sources[domain].path}" for domain in changed)
+        raise UserError(
+            f"{folder} was begun with other clips than there are now (raw files have changed since):\n{lines}\n"
+            "Use another --workdir, delete that folder to begin the row again, or put the raw files back."
+        )
 
 
 def with_world(config, workdir, progress=print):

@@ -139,7 +139,7 @@ def train_batches(
     """
     source.check(offsets, flow_pairs)
     _check_numbers(source, batch_size, shard, num_threads)
-    _check_crop(source, crop, label)
+    check_crop(source.spec, crop, label)
     for key, number in (("prefetch", prefetch), ("num_workers", num_workers)):
         if number < 0:
             raise UserError(f"{key}: expected 0 or more, found {number}.")
@@ -219,10 +219,20 @@ def _check_numbers(source, batch_size, shard, num_threads):
         raise UserError(f"{source.path}: the set holds no clips.")
 
 
-def _check_crop(source, crop, label):
+def check_crop(spec, crop, label):
+    """Checks that a window can be cut out of a set's clips.
+
+    Args:
+      spec: `DatasetSpec`.
+      crop: (height, width) of the window, or None.
+      label: whether labels are wanted.
+
+    Raises:
+      UserError: it is larger than the frames, or labels have another size than these.
+    """
     if crop is None:
         return
-    size, label_size = source.spec.size, source.spec.label_size
+    size, label_size = spec.size, spec.label_size
     if not (0 < crop[0] <= size[0] and 0 < crop[1] <= size[1]):
         raise UserError(f"crop: expected a window within the frames' {size}, found {tuple(crop)}.")
     if label and label_size != size:

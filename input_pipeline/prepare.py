@@ -1,9 +1,8 @@
 """Prepares a data set: raw folder → checked → ArrayRecord at the training size, once."""
 
+import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -11,26 +10,52 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from input_pipeline import clips as clips_lib
+from input_pipeline import raw_files, reuse
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import base, checks, cityscapes_seq, synthia_seq, viper
 from input_pipeline.errors import UserError
 
 BUILDERS = {"viper": viper.Viper, "synthia_seq": synthia_seq.SynthiaSeq, "cityscapes_seq": cityscapes_seq.CityscapesSeq}
 
+# Sets that the run has compared with their raw files: what its first row reads, all of its rows read.
+_settled = set()
 
-def prepare(spec, prepared_dir, progress=print, threads=None):
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """The raw files of a set, all of them read, and nothing wrong with what is left.
+
+    Attributes:
+      clips: the `ClipFiles` to prepare.
+      raw_size: (height, width) of the raw frames.
+      left_out: number of clips that are left out for bad files.
+      files: dict of name -> path of all files, with those of clips that are left out.
+      seen: dict of name -> (bytes, time) or None of these files, as they were before they were read.
+    """
+
+    clips: tuple = dataclasses.field(repr=False)
+    raw_size: tuple[int, int]
+    left_out: int
+    files: dict = dataclasses.field(repr=False)
+    seen: dict = dataclasses.field(repr=False)
+
+
+def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
     """Prepares the set that a spec describes, unless that very set is there already.
 
-    All files are checked before anything is written (see `checks.check_files`). A set appears under its name only when
-    it is complete: an interrupted preparation leaves a folder that the next one removes. A finished set is reused,
-    even where the raw folder is gone by then; where it is there, its labels have to be those of the preparation. Of
-    several processes that ask for the same set, one prepares it and the others wait.
+    All files are checked before anything is written (see `checks.check_files`). A finished set is reused as long as it
+    is whole and its raw files are those that it was prepared from, by name, size and time, or else by content; and
+    where they are gone. Otherwise it is told what differs, and the set is prepared anew: the old one stays until the
+    new one is complete, and readers that have it open go on reading it. An interrupted preparation leaves a folder that
+    the next one removes. Of several processes that ask for the same set, one prepares it and the others wait.
 
     Args:
       spec: `DatasetSpec`.
       prepared_dir: folder that holds all prepared sets.
       progress: called with lines of text.
       threads: threads that check, read and encode; None takes the number of cores.
+      checked: of `check`, so that the files are not checked a second time.
 
     Returns:
       Path of the prepared set, for `clips.open_clips`.
@@ -38,49 +63,144 @@ def prepare(spec, prepared_dir, progress=print, threads=None):
     Raises:
       BadFilesError: files are missing or broken; lists all of them. With `spec.skip_bad` only where a whole folder of
         the layout is missing or no clip is left.
-      UserError: the set was prepared from other raw files than are there now.
-      UserError: `spec.list_file` does not exist.
+      UserError: the prepared set is damaged and the raw files are gone; raw files changed while they were read;
+        `spec.list_file` does not exist.
     """
-    path = spec_lib.prepared_path(spec, prepared_dir)
-    if path.is_dir():
-        _check_fingerprint(spec, path)
+    path, threads = spec_lib.prepared_path(spec, prepared_dir), threads or os.cpu_count()
+    if path in _settled:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_dir():
-            _build(spec, path, progress, threads or os.cpu_count())
+    verdict = _examine(spec, path, progress, threads)
+    if not verdict.usable:
+        with _alone(path):
+            # Another process may have prepared it by now.
+            verdict = _examine(spec, path, lambda line: None, threads)
+            if not verdict.usable:
+                if checked is None:
+                    _tell(verdict, progress)
+                    checked = _check(spec, progress, threads)
+                _build(spec, path, checked, progress, threads)
+                return path
+    _tell(verdict, progress)
     return path
 
 
-def _fingerprint(spec):
-    """Digests the names and sizes of all label files: a copied set keeps them, another set in its place does not."""
-    plain = dataclasses.replace(spec, flow_source="dis")
-    files = [(clip.name, clip.label.stat().st_size) for clip in BUILDERS[spec.name].LAYOUT.list_clips(plain)]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+def is_usable(spec, prepared_dir, progress=print, threads=None):
+    """Whether `prepare` would use the set that is there; arguments as it takes them."""
+    path = spec_lib.prepared_path(spec, prepared_dir)
+    return path in _settled or _examine(spec, path, progress, threads or os.cpu_count()).usable
 
 
-def _check_fingerprint(spec, path):
-    if any(not folder.is_dir() for folder in BUILDERS[spec.name].LAYOUT.folders(spec)):
-        return
-    stored = json.loads((path / "metadata.json").read_text(encoding="utf-8"))["fingerprint"]
-    if _fingerprint(spec) != stored:
-        raise UserError(
-            f"{path} was prepared from other files than {spec.raw_dir} holds now (names and sizes of its label files "
-            "differ). Delete the prepared set to prepare it again, or put the raw files back."
-        )
+def check(spec, prepared_dir, progress=print, threads=None):
+    """Reads all files that a set is to be prepared from, and writes nothing.
+
+    Args:
+      spec, prepared_dir, progress, threads: as `prepare` takes them.
+
+    Returns:
+      `Checked`, for `prepare`; None where a usable set is there already.
+
+    Raises:
+      BadFilesError, UserError: as `prepare` says.
+    """
+    path, threads = spec_lib.prepared_path(spec, prepared_dir), threads or os.cpu_count()
+    verdict = _examine(spec, path, progress, threads)
+    _tell(verdict, progress)
+    return None if verdict.usable else _check(spec, progress, threads)
 
 
-def _build(spec, path, progress, threads):
-    builder_class = BUILDERS[spec.name]
-    layout = builder_class.LAYOUT
-    for unfinished in path.parent.glob("*incomplete*"):
-        shutil.rmtree(unfinished)
+def settle(paths):
+    """Takes sets for up to date from now on, without comparing them with their raw files; replaces an earlier call's.
+
+    Args:
+      paths: of prepared sets.
+    """
+    _settled.clear()
+    _settled.update(map(Path, paths))
+
+
+def stale_flow(spec, prepared_dir, progress=print, threads=None):
+    """Finds flow files of frames that have changed since the set was prepared, where the flow itself has not.
+
+    Args:
+      spec, prepared_dir, progress, threads: as `prepare` takes them; the spec reads precomputed flow.
+
+    Returns:
+      Set of `Path`.
+    """
+    path = spec_lib.prepared_path(spec, prepared_dir)
+    record = reuse.read_record(path) if path.is_dir() and not reuse.damage(path) else None
+    if record is None:
+        return set()
+    layout, before = BUILDERS[spec.name].LAYOUT, record["raw_files"]
+    clips, _ = checks.list_clips(spec, layout)
+    files = raw_files.files_of(spec, clips)
+    found = raw_files.differences(before, raw_files.sizes_and_times(files))
+    what = f"{spec.name}/{spec.split}: comparing files with a new time"
+    digests = raw_files.digests({n: files[n] for n in found.touched}, progress, what, threads or os.cpu_count())
+    changed = {*found.resized, *(name for name in found.touched if digests[name] != before[name][2])}
+    of_changed_frames = {
+        clip.flows[pair]
+        for clip in clips
+        for pair in clip.flows
+        if any(raw_files.name_of(spec, clip.frames[k]) in changed for k in pair)
+    }
+    return {flow for flow in of_changed_frames if raw_files.name_of(spec, flow) not in {*changed, *found.added}}
+
+
+def _examine(spec, path, progress, threads):
+    return reuse.examine(spec, path, BUILDERS[spec.name].LAYOUT, progress, threads)
+
+
+def _tell(verdict, progress):
+    for line in verdict.lines:
+        progress(line)
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Keeps other processes from preparing the same set, and clears what an interrupted preparation has left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        whole, building = _names(path)
+        if whole.is_dir():
+            # Killed between the two moves that put a complete set in its place.
+            _put_in_place(whole, path)
+        try:
+            _remove(building, *path.parent.glob("*incomplete*"))
+            yield
+        finally:
+            _remove(building)
+
+
+def _names(path):
+    """Where a set lies that is complete and not in its place yet, and where it is written."""
+    return path.with_name(f".{path.name}.whole"), path.with_name(f".{path.name}.building")
+
+
+def _put_in_place(whole, path):
+    replaced = path.with_name(f".{path.name}.replaced")
+    _remove(replaced)
+    if path.exists():
+        os.rename(path, replaced)
+    os.rename(whole, path)
+    _remove(replaced)
+
+
+def _remove(*folders):
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _check(spec, progress, threads):
+    layout = BUILDERS[spec.name].LAYOUT
     missing = checks.missing_folders(spec, layout)
     if missing:
         raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
     clips, bad = checks.list_clips(spec, layout)
-    wanted = len(clips) + len(bad)
+    wanted, files = len(clips) + len(bad), raw_files.files_of(spec, clips)
+    seen = raw_files.sizes_and_times(files)
     good, faults, raw_size = checks.check_files(spec, layout, clips, progress, threads)
     bad += faults
     if bad and not spec.skip_bad:
@@ -94,21 +214,50 @@ def _build(spec, path, progress, threads):
         progress(f"{spec.name}/{spec.split}: skip_bad leaves out {wanted - len(good)} of {wanted} clips:")
         for fault in bad:
             progress(f"  {fault}")
+    return Checked(tuple(good), raw_size, wanted - len(good), files, seen)
+
+
+def _build(spec, path, checked, progress, threads):
+    builder_class, name = BUILDERS[spec.name], f"{spec.name}/{spec.split}"
+    whole, building = _names(path)
+    digests = raw_files.digests(checked.files, progress, f"{name}: digesting files", threads)
     config = base.ClipConfig(
         name=path.parent.name,
         spec=spec,
-        clips=tuple(good),
-        raw_size=raw_size,
-        left_out=wanted - len(good),
-        fingerprint=_fingerprint(spec),
+        clips=checked.clips,
+        raw_size=checked.raw_size,
+        left_out=checked.left_out,
+        fingerprint=raw_files.content_digest(spec, digests),
         report=progress,
         threads=threads,
     )
-    builder = builder_class(data_dir=path.parents[2], config=config)
-    if Path(builder.data_dir) != path:
-        raise RuntimeError(f"TFDS wants to write to {builder.data_dir}, expected {path}: its naming has changed.")
+    builder = builder_class(data_dir=building, config=config)
+    written = building / spec.name / path.parent.name / path.name
+    if Path(builder.data_dir) != written:
+        raise RuntimeError(f"TFDS wants to write to {builder.data_dir}, expected {written}: its naming has changed.")
     tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as unused:
-        # Nothing is downloaded, but TFDS makes a folder for downloads beside the prepared sets if none is given.
-        builder.download_and_prepare(file_format="array_record", download_dir=unused)
-    progress(f"{spec.name}/{spec.split}: {len(good)} clips prepared in {path}")
+    try:
+        with tempfile.TemporaryDirectory() as unused:
+            # Nothing is downloaded, but TFDS makes a folder for downloads beside the prepared sets if none is given.
+            builder.download_and_prepare(file_format="array_record", download_dir=unused)
+    except RuntimeError as error:
+        # What ArrayRecord raises for a full disk, say.
+        raise UserError(f"{name}: the prepared set {path} cannot be written: {error}") from error
+    _check_nothing_changed(spec, checked)
+    reuse.seal(written, checked.seen, digests)
+    held = len(clips_lib.open_clips(written))
+    if held != len(checked.clips):
+        raise UserError(f"{written}: wrote {len(checked.clips)} clips, and {held} can be read. Is the disk full?")
+    os.rename(written, whole)
+    _put_in_place(whole, path)
+    progress(f"{name}: {len(checked.clips)} clips prepared in {path}")
+
+
+def _check_nothing_changed(spec, checked):
+    now = raw_files.sizes_and_times(checked.files)
+    changed = [checked.files[name] for name in now if now[name] != checked.seen[name]]
+    if changed:
+        raise UserError(
+            f"{spec.name}/{spec.split}: {len(changed)} raw files changed while the set was prepared from them, "
+            f"{changed[0]} the first: start again once they stay as they are."
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from input_pipeline import labels
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_text_lines
 
 # Changes whenever the same files and the same spec would give other prepared content.
 VERSION = "1.1.0"
@@ -105,13 +106,33 @@ def read_list(path):
       The names in the file's order, without folders, endings, `_leftImg8bit` and `_gtFine_labelIds`.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or it is not text.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"list_file: no such file: {path}. Expected a text file with one clip name a line.")
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    stems = (Path(line).name.partition(".")[0] for line in lines if line)
+    lines = read_text_lines(path, "list_file, a text file with one clip name a line")
+    stems = (Path(line).name.partition(".")[0] for line in lines)
     return [stem.removesuffix("_leftImg8bit").removesuffix("_gtFine_labelIds") for stem in stems]
+
+
+def content(spec):
+    """Returns everything in a spec that affects what is prepared, except where the raw files lie.
+
+    Args:
+      spec: `DatasetSpec`.
+
+    Returns:
+      JSON-able dict, with the list file's names rather than its path.
+    """
+    values = dataclasses.asdict(spec)
+    del values["raw_dir"], values["flow_dir"]
+    values["list_file"] = sorted(set(read_list(spec.list_file))) if spec.list_file else None
+    if not _reads_flow(spec):
+        # Without files to read, how they would scale changes nothing.
+        del values["flow_scale"]
+    return values | {"version": VERSION}
+
+
+def _reads_flow(spec):
+    return spec.flow_source == "precomputed" and bool(spec.flow_pairs)
 
 
 def prepared_path(spec, prepared_dir):
@@ -122,18 +143,12 @@ def prepared_path(spec, prepared_dir):
       prepared_dir: folder that holds all prepared sets.
 
     Returns:
-      `prepared_dir/NAME/SPLIT-HxW-HASH/VERSION`. HASH covers everything in the spec that affects the content, with the
-      list file's names rather than its path. What the raw files hold is not part of it: `prepare` compares that itself.
+      `prepared_dir/NAME/SPLIT-HxW-HASH/VERSION`. HASH covers everything in the spec that affects the content, and where
+      the raw files lie. What they hold is not part of it: `prepare` compares that itself.
     """
-    content = dataclasses.asdict(spec)
-    content["raw_dir"] = os.path.abspath(spec.raw_dir)
-    content["list_file"] = sorted(set(read_list(spec.list_file))) if spec.list_file else None
-    if spec.flow_source == "precomputed" and spec.flow_pairs:
-        content["flow_dir"] = os.path.abspath(spec.flow_dir)
-    else:
-        # Without files to read, where they would lie and how they would scale changes nothing.
-        del content["flow_dir"], content["flow_scale"]
-    content["version"] = VERSION
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    named = content(spec) | {"raw_dir": os.path.abspath(spec.raw_dir)}
+    if _reads_flow(spec):
+        named["flow_dir"] = os.path.abspath(spec.flow_dir)
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
     height, width = spec.size
     return Path(prepared_dir).expanduser() / spec.name / f"{spec.split}-{height}x{width}-{digest}" / VERSION

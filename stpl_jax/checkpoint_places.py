@@ -71,11 +71,7 @@ def find(path, row=None, network="accel"):
       CheckpointError: there are none; the message says what there is.
     """
     path = expand(path)
-    if path.is_file():
-        raise CheckpointError(
-            f"{path} is a file, and a folder with a checkpoint is expected. If it is PyTorch's, convert it first: "
-            f"python -m stpl_jax.convert {network or 'accel'} {path} OUT, and give OUT in its place (docs/weights.md)."
-        )
+    _refuse_other_weights(path, network)
     if _is_number(path.name) and any((path / item).is_dir() for item in ITEMS):
         return Place(path.parent, (path,), True, row)
     for folder in (path, path / run_folder.CHECKPOINTS):
@@ -100,6 +96,38 @@ def find(path, row=None, network="accel"):
     return Place(folder, in_folder(folder))
 
 
+def _refuse_other_weights(path, network):
+    """Raises `CheckpointError` where a path names weights in another form: a file, or a folder of such files alone."""
+    if path.is_dir():
+        inside = sorted(path.iterdir())
+        file = next((file for file in inside if file.suffix.lower() in _OTHER_WEIGHTS), None)
+        if file is None or any(entry.is_dir() for entry in inside):
+            return
+        found = f"a folder with {file.name}"
+    elif path.is_file() or path.suffix.lower() in _OTHER_WEIGHTS:
+        file, found = path, "a file" if path.is_file() else "no such file"
+    else:
+        return
+    others = "" if network == "flownet2" else " (or deeplab, imagenet: docs/weights.md)"
+    raise CheckpointError(
+        f"{path}: expected a checkpoint, which is a folder, found {found}. Weights of PyTorch are converted once, "
+        f"python -m stpl_jax.convert {network or 'accel'} {file} OUT{others}; then give OUT in its place."
+    )
+
+
+_OTHER_WEIGHTS = (
+    ".pth",
+    ".pt",
+    ".tar",
+    ".ckpt",
+    ".bin",
+    ".pkl",
+    ".pickle",
+    ".safetensors",
+    ".caffemodel",
+    ".npz",
+    ".h5",
+)
 _EXPECTED = "Expected a working directory of a run, a folder of checkpoints, or one numbered checkpoint."
 
 

@@ -21,8 +21,9 @@ class Evaluation:
     Attributes:
       miou: mean IoU over the evaluated classes, percent.
       iou: IoU of each evaluated class, percent; NaN for a class that does not occur.
-      temporal_consistency: share of pixels whose class is the same in x_t and x_{t-1}, percent (paper, appendix A2).
-      temporal_consistency_warped: the same after moving x_{t-1}'s classes along the flow.
+      temporal_consistency: share of pixels whose class is the same in x_t and x_{t-1}, percent (paper, appendix A2);
+        NaN where clips had no flow from x_{t-1} into x_{t-2}.
+      temporal_consistency_warped: the same after moving x_{t-1}'s classes along the flow; NaN likewise.
       confusion: `[K, K]` int64 pixel counts, rows are labels.
     """
 
@@ -33,28 +34,32 @@ class Evaluation:
     confusion: np.ndarray
 
     def as_json(self):
-        """Returns the scores as JSON-able values; a class that does not occur is null."""
+        """Returns the scores as JSON-able values; a class that does not occur, or what was not measured, is null."""
         return {
             "miou": self.miou,
-            "iou": {name: None if np.isnan(value) else value for name, value in self.iou.items()},
-            "temporal_consistency": self.temporal_consistency,
-            "temporal_consistency_warped": self.temporal_consistency_warped,
+            "iou": {name: _or_null(value) for name, value in self.iou.items()},
+            "temporal_consistency": _or_null(self.temporal_consistency),
+            "temporal_consistency_warped": _or_null(self.temporal_consistency_warped),
             "confusion": self.confusion.tolist(),
         }
 
 
+def _or_null(value):
+    return None if np.isnan(value) else value
+
+
 def segment_clips(segmenter, variables, frames, flow, flow_scale):
-    """Scores x_t and x_{t-1} of each clip as inference does: running averages, each fused with the frame before it.
+    """Scores the frames of each clip as inference does: running averages, each fused with the frame before it.
 
     Args:
       segmenter: an `Accel`.
       variables: its `params` and `batch_stats`.
-      frames: `[B, 3, H, W, 3]` RGB, x_t first.
-      flow: `[B, 2, H, W, 2]` int16, tenths of a pixel: x_t into x_{t-1}, x_{t-1} into x_{t-2}.
+      frames: `[B, T, H, W, 3]` RGB, x_t first.
+      flow: `[B, T-1, H, W, 2]` int16, tenths of a pixel: x_t into x_{t-1}, x_{t-1} into x_{t-2}, ...
       flow_scale: `config.flow.scale`.
 
     Returns:
-      Fused scores of x_t and of x_{t-1}, `[B, h, w, K]` each.
+      Fused scores of every frame but the oldest, a tuple of T-1 times `[B, h, w, K]`.
     """
     features = segmenter.apply(variables, frames_first(frames), method="features").main  # [3, B, h, w, C]
     count, batch = features.shape[:2]
@@ -62,7 +67,7 @@ def segment_clips(segmenter, variables, frames, flow, flow_scale):
     scores = scores.reshape(count, batch, *scores.shape[1:])
     flow = flow_on_grid(flow, scores.shape[2:4], flow_scale).astype(scores.dtype)
     return tuple(
-        segmenter.apply(variables, scores[k], warp(scores[k + 1], flow[:, k]), method="fuse") for k in range(2)
+        segmenter.apply(variables, scores[k], warp(scores[k + 1], flow[:, k]), method="fuse") for k in range(count - 1)
     )
 
 
@@ -73,7 +78,8 @@ def make_eval_step(segmenter, flow_scale):
 
     Returns:
       A function of replicated `params` and `batch_stats` and a batch split over devices, as `eval_batches` gives it,
-      that returns summed counts on each device: the confusion matrix and `ConsistencyCounts`.
+      that returns summed counts on each device: the confusion matrix and `ConsistencyCounts`, which stay 0 for clips of
+      two frames.
     """
 
     def eval_step(params, batch_stats, batch):
@@ -82,13 +88,16 @@ def make_eval_step(segmenter, flow_scale):
         size = batch["label"].shape[1:]
 
         def score_clip(clip):
-            current, earlier, flow, label, valid = clip
-            current, earlier = argmax_resized(current, size), argmax_resized(earlier, size)
+            scores, flow, label, valid = clip
+            current, *earlier = (argmax_resized(x, size) for x in scores)
             counts = confusion_matrix(label, current, segmenter.num_classes)
-            consistency = consistency_counts(current, earlier, flow_on_grid(flow, size, flow_scale))
+            if earlier:
+                consistency = consistency_counts(current, earlier[0], flow_on_grid(flow, size, flow_scale))
+            else:
+                consistency = ConsistencyCounts(*[jnp.zeros((), jnp.int32)] * 4)
             return jax.tree.map(lambda x: jnp.where(valid, x, 0), (counts, consistency))
 
-        clips = (*scores, batch["flow"][:, 0], batch["label"], batch["valid"])
+        clips = (scores, batch["flow"][:, 0], batch["label"], batch["valid"])
         counts = jax.tree.map(lambda x: x.sum(0), jax.lax.map(score_clip, clips))
         return jax.lax.psum(counts, parallel.AXIS)
 

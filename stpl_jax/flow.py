@@ -23,8 +23,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import read_json, write_atomically
 from input_pipeline.images import read_image
 from input_pipeline.optical_flow import dis_flow
-from input_pipeline.prepare import BUILDERS
-from input_pipeline.spec import DatasetSpec, prepared_path
+from input_pipeline.prepare import BUILDERS, is_usable, stale_flow
+from input_pipeline.spec import DatasetSpec
 from input_pipeline.whole_folder import turn_to_write
 from stpl_jax import checkpoint, parallel
 from stpl_jax.models.flownet2 import FlowNet2, estimate_flow, parameter_shapes
@@ -33,6 +33,7 @@ HOW_TO_CONVERT = (
     "Convert the released FlowNet2 checkpoint once, `python -m stpl_jax.convert flownet2 FILE OUTPUT`, and set "
     "--config.flow.weights=OUTPUT."
 )
+IN_ONE_PROCESS = "Flow is estimated by one process, on all its devices: run --mode=flow in one process first."
 # Beside the flow files: what they were estimated with.
 ORIGIN = "estimated_with.json"
 
@@ -93,9 +94,9 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     """Writes the flow files that are not there yet.
 
     Files go to the domain's `flow_dir`, or else to `<workdir>/flow/<domain>`, under the field's names, as int16, ten
-    times the value. A complete file is left as it is, whoever made it; anything else under its name is replaced. All
-    frames and labels of clips with missing flow are checked before the first estimate. Of several runs that write into
-    one folder, one does and the others wait.
+    times the value. A complete file is left as it is, whoever made it, unless a set was prepared from it and its frames
+    have changed since; anything else under its name is replaced. All frames and labels of clips with missing flow are
+    checked before the first estimate. Of several runs that write into one folder, one does and the others wait.
 
     Args:
       config: the run's configuration; `config.flow.source` is `flownet2` (on all devices) or `dis` (on the host).
@@ -103,7 +104,7 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
       needs: domain (`source`, `target`, `val`) -> what must be there beside the configured flow pairs: an object with
         `offsets` and `flow_pairs`, or None.
       progress: called with lines of text.
-      unprepared_only: leave out domains whose prepared set is there already: nobody will read their files.
+      unprepared_only: leave out domains whose prepared set is there and up to date: nobody will read their files.
 
     Returns:
       Number of files written.
@@ -122,11 +123,12 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     for domain, extra in needs.items():
         spec = domain_spec(config, domain, extra, workdir)
         prepared = run_folder.prepared(config, workdir)
-        if unprepared_only and prepared_path(spec, prepared).is_dir():
+        if unprepared_only and is_usable(spec, prepared, progress):
             continue
         folder = flow_folder(config, workdir, domain)
         _check_origin(folder, origin)
-        work = _find_work(dataclasses.replace(spec, flow_source="precomputed", flow_dir=str(folder)), folder)
+        spec = dataclasses.replace(spec, flow_source="precomputed", flow_dir=str(folder))
+        work = _find_work(spec, folder, stale_flow(spec, prepared, progress))
         if work.pending:
             works.append(work)
         else:
@@ -134,7 +136,7 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     if not works:
         return 0
     if jax.process_count() > 1:
-        raise FlowError("Flow is estimated by one process, on all its devices: run --mode=flow in one process first.")
+        raise FlowError(IN_ONE_PROCESS)
     estimator = None
     if config.flow.source == "flownet2":
         # Before the checks, which can take long.
@@ -157,6 +159,7 @@ class _Work:
       pending: [(ClipFiles, pair, file)] of what is missing; clips that overlap name a file twice.
       bad: faults found while listing.
       replaced: number of files that are there and broken.
+      stale: number of files whose frames have changed.
     """
 
     spec: DatasetSpec
@@ -165,6 +168,7 @@ class _Work:
     pending: list
     bad: list
     replaced: int
+    stale: int
 
     @property
     def name(self):
@@ -181,16 +185,16 @@ class _Job:
     written: int | None
 
 
-def _find_work(spec, folder):
+def _find_work(spec, folder, stale):
     layout = BUILDERS[spec.name].LAYOUT
     missing = checks.missing_folders(dataclasses.replace(spec, flow_source="dis"), layout)
     if missing:
         raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
     clips, bad = checks.list_clips(spec, layout)
-    there = {path: _is_complete(path) for clip in clips for path in clip.flows.values()}
+    there = {path: path not in stale and _is_complete(path) for clip in clips for path in clip.flows.values()}
     pending = [(c, pair, _npy_name(path)) for c in clips for pair, path in c.flows.items() if not there[path]]
-    replaced = sum(path.exists() for path, complete in there.items() if not complete)
-    return _Work(spec, folder, len(there), pending, bad, replaced)
+    replaced = sum(path.exists() for path, complete in there.items() if not complete and path not in stale)
+    return _Work(spec, folder, len(there), pending, bad, replaced, len(stale))
 
 
 def _is_complete(path):
@@ -272,6 +276,7 @@ def _estimate(work, jobs, raw_size, estimator, origin, config, progress):
     threads, started = config.data.threads, time.monotonic()
     size = raw_size if config.flow.size == "raw" else work.spec.size
     again = f", {work.replaced} of them broken until now" if work.replaced else ""
+    again += f", {work.stale} of them of frames that have changed" if work.stale else ""
     progress(
         f"flow  {work.name}: {len(jobs)} of {work.files} files to write{again}, by {origin['source']} at "
         f"{size[0]}x{size[1]}, into {work.folder}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
-from stpl_jax import analysis, checkpoint, model_choice, processes, report
+from stpl_jax import analysis, checkpoint, model_choice, preflight, processes, report
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.analysis_files import read_results
@@ -17,12 +17,14 @@ from stpl_jax.parallel import replicate
 from stpl_jax.records import RowScores, read_scores
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.settings import check_same_run
-from stpl_jax.train import Validation, build_segmenter, train
+from stpl_jax.train import build_segmenter, train
+from stpl_jax.validation import Validation
 
 
 def auto(config, workdir, progress=print):
     """Does what is missing of source training, adaptation, evaluation and report."""
     _note_settings(config, workdir)
+    preflight.check(config, workdir, row_names(config), progress)
     for row in row_names(config):
         run_row(config, workdir, row, progress)
     _estimate_flow(config, workdir, {"val": None}, progress)
@@ -54,6 +56,7 @@ def flow(config, workdir, progress=print):
 def pretrain(config, workdir, progress=print):
     """Trains the source model."""
     _note_settings(config, workdir)
+    preflight.check(config, workdir, ("source_only",), progress)
     run_row(config, workdir, "source_only", progress)
 
 
@@ -64,6 +67,7 @@ def adapt(config, workdir, progress=print):
       CheckpointError: there is no source model.
     """
     _note_settings(config, workdir)
+    preflight.check(config, workdir, (config.method,), progress)
     run_row(config, workdir, config.method, progress)
 
 
@@ -75,6 +79,7 @@ def evaluate(config, workdir, progress=print):
     """
     rows, left_out = processes.from_first(lambda: model_choice.rows_to_score(config, workdir))
     _note_settings(config, workdir)
+    preflight.check(config, workdir, tuple(rows), progress, training=False)
     for row, path in rows.items():
         settings = row_config(config, row)
         stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
@@ -82,8 +87,8 @@ def evaluate(config, workdir, progress=print):
         score = _score(settings, workdir, stored, progress)
         own = path == str(run_folder.checkpoints(workdir, row))
         source = stored.meta.get("source", "unknown") if own else str(stored.path)
-        best, seconds = (before.best_on_validation, before.seconds_per_step) if before else (score, None)
-        _write_scores(settings, workdir, row, source, score, best, seconds)
+        kept = (before.best_on_validation, before.seconds_per_step, before.data) if before else (score,)
+        _write_scores(settings, workdir, row, source, score, *kept)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     for line in left_out:
         progress(line)
@@ -232,7 +237,7 @@ def _known_scores(workdir, row, progress):
     return found and RowScores(**found)
 
 
-def _write_scores(settings, workdir, row, source, last, best, seconds_per_step=None):
+def _write_scores(settings, workdir, row, source, last, best, seconds_per_step=None, data=None):
     if processes.is_first():
         config = json.loads(settings.to_json_best_effort())
-        RowScores(row, settings.method, source, last, best, config, seconds_per_step).write(workdir)
+        RowScores(row, settings.method, source, last, best, config, seconds_per_step, data).write(workdir)

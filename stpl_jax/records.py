@@ -23,6 +23,7 @@ class RowScores:
       best_on_validation: the same of the best step.
       config: the row's configuration, JSON-able.
       seconds_per_step: median time of a step, or None where none was trained.
+      data: domain -> digest of the prepared set that it was trained on, or None where none was trained.
     """
 
     row: str
@@ -32,6 +33,7 @@ class RowScores:
     best_on_validation: dict
     config: dict[str, Any] = dataclasses.field(repr=False)
     seconds_per_step: float | None = None
+    data: dict[str, str] | None = None
 
     def write(self, workdir):
         """Writes the record into the run's folder."""
@@ -54,7 +56,7 @@ def read_scores(workdir, row):
     """
     path = run_folder.evaluation(workdir, row)
     names = [field.name for field in dataclasses.fields(RowScores)]
-    needed = [name for name in names if name != "seconds_per_step"]
+    needed = [name for name in names if name not in ("seconds_per_step", "data")]
     found = read_json(path, _REMEDY, needed)
     if found is None:
         return None

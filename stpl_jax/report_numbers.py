@@ -132,6 +132,11 @@ def settings_lines(report):
         f"devices: {report['device_count']} × {report['device']}; clips per device: {config['clips_per_device']}",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     ]
+    if any(scores["temporal_consistency"] is None for scores in report["results"].values()):
+        lines.append(
+            "a dash for temporal consistency: not measured, because flow from x_{t-1} into x_{t-2} was not there for "
+            "all validation clips"
+        )
     lines += [
         f"{row}: method {settings['method']}, from {settings['source']}" for row, settings in report["settings"].items()
     ]

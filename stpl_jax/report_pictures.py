@@ -14,6 +14,7 @@ from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import checkpoint, predict
 from stpl_jax.model_choice import row_model
 from stpl_jax.page.data_uri import classes_uri, film_uri, photo_uri
+from stpl_jax.validation import scored_parts
 from stpl_jax.video import open_source, side_by_side, video_writer, write_image
 
 # Narrower panels are enlarged by a whole factor.
@@ -112,7 +113,7 @@ def write_pictures(config, workdir, models, progress):
     small = _page_size(size, _MOST_PAGE_WIDTH)
     pictures = []
     for i in np.unique(np.linspace(0, len(source) - 1, min(config.report.frames, len(source))).round().astype(int)):
-        clip = read_clip(source, int(i), (0, 1, 2), ((0, 1), (1, 2)), label=True)
+        clip = read_clip(source, int(i), *scored_parts(source), label=True)
         # Clips are newest first, a video oldest first; stored flow is in tenths of a pixel.
         frames, flow = clip["frames"][::-1], clip["flow"][::-1].astype(np.float32) / 10
         classes = {name: model.segment(frames, flow, size)[-1] for name, model in models.items()}

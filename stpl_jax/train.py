@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from input_pipeline import run_folder
-from input_pipeline.domains import open_domain
+from input_pipeline.domains import check_same_data
 from input_pipeline.errors import UserError
-from input_pipeline.labels import CLASSES, evaluated_classes
-from input_pipeline.loader import eval_batches, train_batches
+from input_pipeline.labels import CLASSES
+from input_pipeline.loader import train_batches
 from stpl_jax import checkpoint, checkpoint_places, parallel, processes
-from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
 from stpl_jax.optim import poly_schedule
@@ -22,6 +21,7 @@ from stpl_jax.run_log import RunLog
 from stpl_jax.settings import check_same_run
 from stpl_jax.stopping import StopAfterStep
 from stpl_jax.train_state import create_state, make_train_step
+from stpl_jax.validation import Validation, open_together
 
 
 class NonFiniteLoss(UserError):
@@ -74,6 +74,7 @@ def train(config, workdir, row, init_from=None, progress=print):
             state, meta, newest = found
             start = newest
             check_same_run(config, meta["config"], folder)
+            check_same_data(meta.get("data", {}), sources, folder)
             if start > steps:
                 raise checkpoint.CheckpointError(
                     f"{folder} has a checkpoint of step {start}, and optim.steps={steps} ends before it: set as many "
@@ -90,6 +91,7 @@ def train(config, workdir, row, init_from=None, progress=print):
 
         meta = {
             "clips_per_step": clips,
+            "data": {domain: source.digest for domain, source in sources.items()},
             "config": json.loads(config.to_json_best_effort()),
             "row": row,
             "method": config.method,
@@ -155,7 +157,8 @@ def train(config, workdir, row, init_from=None, progress=print):
         log.close()
     progress(f"{row}  mIoU {last['miou']:.2f} at the last step, {steps}")
     if processes.is_first():
-        RowScores(row, config.method, origin, last, best, meta["config"], log.seconds_per_step()).write(workdir)
+        scores = (last, best, meta["config"], log.seconds_per_step(), meta["data"])
+        RowScores(row, config.method, origin, *scores).write(workdir)
 
 
 def other_batch(config, meta, clips):
@@ -186,11 +189,6 @@ def other_batch(config, meta, clips):
         f"WARNING: {clips} clips a step on {devices} devices, and {before} before on {before // each}. From here on it "
         f"is another run than one that was not stopped{way}"
     )
-
-
-def open_together(config, workdir, domain, needs=None, progress=print):
-    """As `open_domain`; the first process generates and prepares what is not there yet, and the others wait."""
-    return processes.in_turn(lambda: open_domain(config, workdir, domain, needs, progress))
 
 
 def starting_variables(config, segmenter, init_from, progress=print):
@@ -240,46 +238,6 @@ def device_batches(config, method, sources, positions, count):
             arrays = {name: value for name, value in batch.items() if name != "name"}
             batches[domain] = parallel.split_over_devices(arrays)
         yield batches, names, after
-
-
-class Validation:
-    """Scores states on the validation set; opened once, compiled once."""
-
-    def __init__(self, config, workdir, segmenter, progress=print):
-        self.config, self.workdir, self.segmenter, self.progress = config, workdir, segmenter, progress
-        self.source = self.step = self.last = None
-
-    def score(self, state, step):
-        """Scores a replicated `TrainState`; returns `Evaluation.as_json()` with the step."""
-        return self.score_model(state.params["network"]["segmenter"], state.batch_stats, step)
-
-    def score_model(self, params, batch_stats, step):
-        """Scores replicated `params` and `batch_stats`."""
-        if self.source is None:
-            self.source = open_together(self.config, self.workdir, "val", progress=self.progress)
-            self.step = compiled_eval_step(self.segmenter, self.config.flow.scale)
-        batches = eval_batches(
-            self.source,
-            batch_size=self.config.evaluate.clips_per_device * jax.local_device_count(),
-            offsets=(0, 1, 2),
-            flow_pairs=((0, 1), (1, 2)),
-            num_threads=self.config.data.threads,
-            shard=(jax.process_index(), jax.process_count()),
-        )
-        setting = self.config.data.classes
-        result = evaluate(self.step, params, batch_stats, batches, CLASSES[setting], evaluated_classes(setting))
-        self.last = result.as_json() | {"step": step}
-        return self.last
-
-
-_EVAL_STEPS = {}
-
-
-def compiled_eval_step(segmenter, flow_scale):
-    """Returns `make_eval_step`'s function, the same one for the same network: all rows share one compilation."""
-    if (segmenter, flow_scale) not in _EVAL_STEPS:
-        _EVAL_STEPS[segmenter, flow_scale] = make_eval_step(segmenter, flow_scale)
-    return _EVAL_STEPS[segmenter, flow_scale]
 
 
 def _better(best, new):

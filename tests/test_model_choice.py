@@ -9,6 +9,7 @@ import pytest
 
 import stpl_jax
 from stpl_jax import analysis, checkpoint, model_choice, modes, predict
+from stpl_jax import checkpoint_places as places
 from stpl_jax.checkpoint import CheckpointError
 
 CLASSES = ["road", "sidewalk", "building", "fence", "light"]
@@ -221,3 +222,25 @@ def test_loading_names_what_there_is(put, tmp_path, monkeypatch):
     checkpoint.save_model(tmp_path / "bare", {"params": {"a": np.ones(2, np.float32)}}, {})
     with pytest.raises(CheckpointError, match="does not say its config, classes, label_setting"):
         stpl_jax.load(tmp_path / "bare")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "Model.PT", "FlowNet2_checkpoint.pth.tar", "epoch.ckpt"])
+@pytest.mark.parametrize("where", ["file", "missing", "folder"])
+def test_weights_in_another_form_name_the_converter(tmp_path, name, where):
+    given = file = tmp_path / "given" / name
+    if where != "missing":
+        file.parent.mkdir()
+        file.write_bytes(b"PK")
+    given = file.parent if where == "folder" else file
+    with pytest.raises(CheckpointError, match="expected a checkpoint, which is a folder") as caught:
+        places.find(given)
+    assert f"stpl_jax.convert accel {file} OUT" in str(caught.value)
+    with pytest.raises(CheckpointError, match="stpl_jax.convert flownet2"):
+        places.find(given, network="flownet2")
+
+
+def test_weights_beside_rows_are_no_obstacle(tmp_path):
+    (tmp_path / "stpl").mkdir()
+    (tmp_path / "adapted.pth").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="No checkpoint in"):
+        places.find(tmp_path)

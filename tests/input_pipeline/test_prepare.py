@@ -179,20 +179,6 @@ def test_finished_sets_are_reused_without_the_raw_files(tmp_path):
     assert not lines and before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
 
 
-def test_a_set_prepared_from_other_files_is_refused(tmp_path):
-    raw = tmp_path / "viper"
-    write_viper(raw)
-    path = prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None)
-    raw.rename(tmp_path / "kept")
-    shutil.copytree(tmp_path / "kept", raw)
-    assert prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None) == path
-    write_viper(raw, videos=("002",))
-    with pytest.raises(ValueError, match="other files"):
-        prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None)
-    shutil.rmtree(path)
-    assert len(names_in(prepare(viper_spec(raw), tmp_path / "prepared", lambda line: None))) == 4
-
-
 def test_an_interrupted_preparation_starts_again_cleanly(tmp_path):
     write_viper(tmp_path / "viper")
     spec = viper_spec(tmp_path / "viper")

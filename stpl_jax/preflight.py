@@ -1,0 +1,367 @@
+"""What a run will need is looked at before its first long step, and everything that is wrong is said at once."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from input_pipeline import prepare as preparing
+from input_pipeline import run_folder
+from input_pipeline.clips import open_clips
+from input_pipeline.domains import (
+    SCORED_OFFSETS,
+    SCORED_PAIRS,
+    check_same_data,
+    domain_spec,
+    flow_files_there,
+    with_world,
+)
+from input_pipeline.errors import UserError
+from input_pipeline.files import expand
+from input_pipeline.loader import check_crop
+from input_pipeline.spec import DatasetSpec, prepared_path
+from stpl_jax import checkpoint, model_choice, processes
+from stpl_jax import flow as flow_extraction
+from stpl_jax.methods import make_method
+from stpl_jax.models.accel import initial_variables
+from stpl_jax.records import read_scores
+from stpl_jax.rows import row_config
+from stpl_jax.settings import check_same_run
+from stpl_jax.train import build_segmenter, starting_variables
+
+# Bytes in a prepared set for each pixel of a frame, and of a flow field; of photographs, measured roughly.
+_FRAME_BYTES, _FLOW_BYTES = 1.8, 1.2
+
+
+class PreflightError(UserError):
+    """Several things that a run needs are missing or wrong; the message lists all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A row of the table.
+
+    Attributes:
+      name: of the row.
+      settings: its configuration.
+      needs: domain -> what its method reads of it; None for what is always read.
+      scored: its `RowScores`, None where there are none.
+      before: `meta` of its newest checkpoint, None where it begins.
+      done: whether there is nothing left to do.
+    """
+
+    name: str
+    settings: Any
+    needs: dict
+    scored: dict | None = None
+    before: dict | None = None
+    done: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Set:
+    """A prepared set that rows read.
+
+    Attributes:
+      domain: `val`, `target` or `source`.
+      spec: what is in it.
+      estimated: whether its flow files are written by the run itself.
+    """
+
+    domain: str
+    spec: DatasetSpec
+    estimated: bool
+
+
+class _Problems:
+    """Collects the errors that a person can mend, each once."""
+
+    def __init__(self):
+        self.errors = []
+
+    def look(self, function, *args):
+        """Calls a function and returns its value, or None where it raised such an error."""
+        try:
+            return function(*args)
+        except (UserError, OSError) as error:
+            if str(error) not in map(str, self.errors):
+                self.errors.append(error)
+            return None
+
+    def say(self):
+        """Raises what was found; a single error as it is."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            texts = "\n".join(f"{i}. {error}" for i, error in enumerate(self.errors, 1))
+            raise PreflightError(f"{len(self.errors)} things stand in the way of this run:\n{texts}")
+
+
+def check(config, workdir, rows, progress=print, training=True):
+    """Looks at everything that rows will need, and prepares all of their sets.
+
+    To be called once, before the first row. Looked at are the settings of rows that are begun or done, weights, folders
+    and list files, whether the output can be written, every file of every set that is not prepared yet, and whether a
+    row's clips are those that it was begun with. Only when all of that is right are flow files and sets written; the
+    generated world, which needs no files, comes before. From then on the run does not compare its sets with their raw
+    files again: all rows read the same clips. Of several processes, the first does it.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      rows: names of the rows that are about to be run, in their order.
+      progress: called with lines of text.
+      training: False where the rows' checkpoints are scored, and nothing else.
+
+    Raises:
+      PreflightError: lists everything that is wrong; a single error is raised as it is.
+    """
+    preparing.settle(processes.from_first(lambda: _check(config, Path(workdir), rows, progress, training)))
+
+
+def _check(config, workdir, rows, progress, training):
+    preparing.settle(())
+    problems = _Problems()
+    found = [problems.look(_find_row, config, workdir, row, training) for row in rows]
+    work = [row for row in found if row is not None and not row.done]
+    if training:
+        _look_at_weights(config, workdir, rows, work, problems)
+    problems.look(_try_to_write, workdir)
+    if config.world.generate:
+        # Rendering takes minutes, and nothing that is wrong so far depends on it.
+        problems.say()
+        config = with_world(config, workdir, progress)
+        found = [dataclasses.replace(row, settings=row_config(config, row.name)) for row in found]
+        work = [row for row in found if not row.done]
+    prepared = run_folder.prepared(config, workdir)
+    sets = _find_sets(work, workdir, prepared, problems)
+    checked = _look_at_files(config, sets, prepared, problems, progress)
+    problems.say()
+    _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress)
+    for row in work:
+        if row.settings.flow.source == "flownet2":
+            flow_extraction.extract(row.settings, workdir, row.needs, progress, unprepared_only=True)
+    for path, wanted in sets.items():
+        preparing.prepare(wanted.spec, prepared, progress, checked=checked.get(path))
+    for row in work:
+        problems.look(_compare_data, row, workdir, prepared)
+    problems.say()
+    for wanted in sets.values():
+        _tell_of_consistency(wanted, progress)
+    for row in found if training else ():
+        _tell_of_other_data(row, workdir, prepared, progress)
+    return [str(path) for path in sets]
+
+
+def _find_row(config, workdir, row, training):
+    """Returns what a row needs; distinguishes the cases that `modes.run_row` does."""
+    settings, val, scored = row_config(config, row), {"val": None}, _read_scores(workdir, row)
+    if not training or (row == "source_only" and config.init_from):
+        return _Row(row, settings, val, scored)
+    needs = dict(make_method(settings, build_segmenter(settings)).needs) | val
+    if scored is not None and scored.last["step"] == settings.optim.steps:
+        check_same_run(settings, scored.config, workdir / row)
+        return _Row(row, settings, needs, scored, done=True)
+    meta = _read_meta(workdir, row) if run_folder.checkpoints(workdir, row).is_dir() else None
+    if meta is not None:
+        check_same_run(settings, meta["config"], workdir / row)
+    return _Row(row, settings, needs, scored, meta)
+
+
+def _read_scores(workdir, row):
+    try:
+        return read_scores(workdir, row)
+    except UserError:
+        return None  # then the row is not done, and is scored again
+
+
+def _read_meta(workdir, row):
+    try:
+        return checkpoint.load_model(run_folder.checkpoints(workdir, row)).meta
+    except checkpoint.CheckpointError:
+        return None  # nothing was saved yet; or the training loop says what is wrong
+
+
+def _look_at_weights(config, workdir, rows, work, problems):
+    seen = set()
+    for row in work:
+        if row.before is not None:
+            continue  # it goes on from its own checkpoint
+        if config.init_from:
+            key, path = "init_from", config.init_from
+        elif row.name == "source_only":
+            key, path = "pretrain_from", config.pretrain_from
+        else:
+            # Where source_only comes first, its model will be there.
+            key, path = None, None if "source_only" in rows else problems.look(_own_source_model, config, workdir)
+        segmenter = build_segmenter(row.settings)
+        if path and (path, segmenter) not in seen:
+            seen.add((path, segmenter))
+            problems.look(_check_weights, key, path, row.settings, segmenter)
+
+
+def _check_weights(key, path, settings, segmenter):
+    with _named(key):
+        starting_variables(settings, segmenter, path, progress=lambda line: None)
+
+
+@contextlib.contextmanager
+def _named(key):
+    """Says in an error about weights which setting names them."""
+    try:
+        yield
+    except checkpoint.CheckpointError as error:
+        raise (checkpoint.CheckpointError(f"config.{key}: {error}") if key else error) from None
+
+
+def _own_source_model(config, workdir):
+    return str(model_choice.source_model(config, workdir))
+
+
+def _try_to_write(folder):
+    """Makes a file in a folder, or in the nearest one above it that is there."""
+    folder = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; the run has to write there", str(folder)) from None
+
+
+def _existing(folder):
+    folder = Path(expand(folder))
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _find_sets(work, workdir, prepared, problems):
+    """Describes the sets that rows read: path -> `_Set`, the validation set first."""
+    sets, order = {}, ("val", "target", "source")
+    wanted = [(order.index(domain), row, domain, needs) for row in work for domain, needs in row.needs.items()]
+    for _, row, domain, needs in sorted(wanted, key=lambda x: x[0]):
+        spec = problems.look(domain_spec, row.settings, domain, needs, workdir)
+        path = None if spec is None else problems.look(prepared_path, spec, prepared)
+        if path is None:
+            continue
+        sets[path] = _Set(domain, spec, row.settings.flow.source == "flownet2")
+        if needs is not None and needs.labels and any(row.settings.data.crop):
+            problems.look(check_crop, spec, tuple(row.settings.data.crop), True)
+    return sets
+
+
+def _look_at_files(config, sets, prepared, problems, progress):
+    """Reads all files of sets that are to be prepared; path -> `Checked` of what can be prepared as it is."""
+    checked, unprepared = {}, {}
+    for path, wanted in sets.items():
+        if problems.look(preparing.is_usable, wanted.spec, prepared, progress) is False:
+            # Flow that the run estimates comes later, from frames that have to be whole.
+            unprepared[path] = dataclasses.replace(wanted.spec, flow_source="dis") if wanted.estimated else wanted.spec
+    if unprepared:
+        problems.look(_try_to_write, prepared)
+    if any(sets[path].estimated and _lacks_flow(sets[path].spec, prepared) for path in unprepared):
+        problems.look(_check_flow_network, config)
+    for error in problems.errors if unprepared else ():
+        # To be mended while all files are read, which can take long.
+        progress(f"in the way already: {error}")
+    for path, spec in unprepared.items():
+        found = problems.look(preparing.check, spec, prepared, progress)
+        if not sets[path].estimated:
+            checked[path] = found
+    return checked
+
+
+def _lacks_flow(spec, prepared):
+    counts = [flow_files_there(spec, pair) for pair in spec.flow_pairs]
+    return any(there < wanted for there, wanted in counts) or bool(preparing.stale_flow(spec, prepared))
+
+
+def _check_flow_network(config):
+    if jax.process_count() > 1:
+        raise flow_extraction.FlowError(flow_extraction.IN_ONE_PROCESS)
+    flow_extraction.load_flownet2(config.flow.weights)
+
+
+def _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress):
+    """Compares a rough estimate of what will be written with what is free; says so where it may not fit."""
+    needed, disks = collections.Counter(), {}
+    for folder in map(_existing, (prepared, workdir)):
+        disks.setdefault(os.stat(folder).st_dev, folder)
+    for path, found in checked.items():
+        if found is not None:
+            spec = sets[path].spec
+            each = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
+            needed[os.stat(_existing(prepared)).st_dev] += len(found.clips) * spec.size[0] * spec.size[1] * each
+    for row in work:
+        if set(row.needs) - {"val"}:
+            # Parameters and momentum; the newest is written before the oldest goes.
+            each = 2 * _bytes_of(build_segmenter(row.settings)) * (config.checkpoint.keep + 1)
+            needed[os.stat(_existing(workdir)).st_dev] += each
+    for disk, count in needed.items():
+        free = shutil.disk_usage(disks[disk]).free
+        if free < count:
+            progress(
+                f"the disk of {disks[disk]} may become full: {free / 2**30:.1f} GiB are free, and prepared sets and "
+                f"checkpoints take about {count / 2**30:.1f} GiB"
+            )
+
+
+@functools.cache
+def _bytes_of(segmenter):
+    shapes = jax.eval_shape(lambda: initial_variables(segmenter, jax.random.key(0)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _compare_data(row, workdir, prepared):
+    """Checks that a row that was begun goes on with the same clips."""
+    before = (row.before or {}).get("data", {})
+    sources = {
+        domain: open_clips(prepared_path(domain_spec(row.settings, domain, row.needs[domain], workdir), prepared))
+        for domain in before
+        if domain in row.needs
+    }
+    check_same_data(before, sources, workdir / row.name)
+
+
+def _tell_of_consistency(wanted, progress):
+    """Says where temporal consistency is not measured."""
+    if wanted.domain != "val" or SCORED_PAIRS[1] in wanted.spec.flow_pairs:
+        return
+    whole = dataclasses.replace(wanted.spec, offsets=SCORED_OFFSETS, flow_pairs=SCORED_PAIRS)
+    there, asked = flow_files_there(whole, SCORED_PAIRS[1])
+    progress(
+        f"validation  without temporal consistency, which needs flow from x_(t-1) into x_(t-2): {there} of {asked} "
+        f"files are in {wanted.spec.flow_dir}. mIoU does not need them"
+    )
+
+
+def _tell_of_other_data(row, workdir, prepared, progress):
+    """Says where a score was reached with other clips than there are now."""
+    if row.scored is None:
+        return
+    before = {"val": row.scored.last.get("data")} | (row.scored.data or {})
+    changed = [
+        domain
+        for domain, needs in row.needs.items()
+        if _Problems().look(_is_other_data, row, domain, needs, workdir, prepared, before.get(domain))
+    ]
+    if changed:
+        progress(
+            f"{row.name} was trained or scored on other clips than there are now ({', '.join(changed)}): its score "
+            "cannot be compared with new ones. --mode=evaluate scores it again, another --workdir trains it again"
+        )
+
+
+def _is_other_data(row, domain, needs, workdir, prepared, digest):
+    spec = domain_spec(row.settings, domain, needs, workdir)
+    path = prepared_path(spec, prepared)
+    if not path.is_dir():
+        return False  # nothing to compare with, and nobody needs it
+    if not preparing.is_usable(spec, prepared, lambda line: None):
+        return True
+    return digest is not None and open_clips(path).digest != digest

@@ -1,0 +1,89 @@
+"""Scoring with and without the flow that temporal consistency needs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from input_pipeline.labels import CLASSES
+from stpl_jax import parallel, report, report_html, validation
+from stpl_jax.evaluate import evaluate, segment_clips
+from stpl_jax.ops.resize import argmax_resized
+from stpl_jax.report_numbers import make_report
+
+NAMES = [f"class {i}" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_segmenter, tiny_variables, clips):
+    """Scores of eight clips, by the number of frames that are read; and the clips."""
+    batch = clips(8, frames=3, pairs=((0, 1), (1, 2)), label=True) | {"valid": np.arange(8) < 7}
+    variables = parallel.replicate(tiny_variables)
+    step = validation.compiled_eval_step(tiny_segmenter, "align_corners")
+    found = {}
+    for count in (2, 3):
+        part = batch | {"frames": batch["frames"][:, :count], "flow": batch["flow"][:, : count - 1]}
+        found[count] = evaluate(
+            step, variables["params"], variables["batch_stats"], [part], NAMES, np.ones(len(NAMES), bool)
+        )
+    return found, batch
+
+
+def test_miou_needs_two_frames(scored):
+    found, _ = scored
+    np.testing.assert_array_equal(found[2].confusion, found[3].confusion)
+    assert found[2].miou == found[3].miou > 0
+
+
+def test_temporal_consistency_needs_three(scored):
+    found, _ = scored
+    assert 0 < found[3].as_json()["temporal_consistency"] < 100
+    text = json.dumps(found[2].as_json(), allow_nan=False)
+    assert json.loads(text)["temporal_consistency"] is json.loads(text)["temporal_consistency_warped"] is None
+
+
+def test_scores_are_those_of_the_fused_frame(scored, tiny_segmenter, tiny_variables):
+    """An independent count, clip by clip, of the clips that are valid."""
+    found, batch = scored
+    size = batch["label"].shape[1:]
+
+    @jax.jit
+    def predict(frames, flow):
+        (scores,) = segment_clips(tiny_segmenter, tiny_variables, frames, flow, "align_corners")
+        return jnp.stack([argmax_resized(x, size) for x in scores])
+
+    classes = np.asarray(predict(batch["frames"][:7, :2], batch["flow"][:7, :1]))
+    label = batch["label"][:7]
+    expected = [[np.sum((label == i) & (classes == j)) for j in range(5)] for i in range(5)]
+    # Another program rounds differently: a pixel here and there may change its class.
+    assert np.abs(found[2].confusion - expected).sum() < 1e-3 * np.sum(expected)
+
+
+class Source:
+    def __init__(self, pairs):
+        self.spec = type("Spec", (), {"flow_pairs": pairs})
+
+
+def test_what_scoring_reads_is_what_the_set_holds():
+    assert validation.scored_parts(Source(((0, 1),))) == ((0, 1), ((0, 1),))
+    assert validation.scored_parts(Source(((0, 1), (1, 2)))) == ((0, 1, 2), ((0, 1), (1, 2)))
+
+
+def test_a_report_without_temporal_consistency_has_dashes_and_says_why(tiny_config):
+    classes = CLASSES["viper"]
+    last = {"miou": 40.0, "temporal_consistency": None, "temporal_consistency_warped": None, "step": 4, "confusion": []}
+    last |= {"iou": dict.fromkeys(classes, 40.0)}
+    entry = {"method": "stpl", "source": "random", "last": last, "best_on_validation": last}
+    measured = last | {"temporal_consistency": 90.0, "temporal_consistency_warped": 91.0}
+    numbers = make_report(tiny_config, {"source_only": entry, "stpl": entry | {"last": measured}})
+    assert numbers["results"]["source_only"]["temporal_consistency"] is None
+    json.dumps(numbers, allow_nan=False)
+    text = report.report_text(numbers, "stpl")
+    assert "| source_only | 40.0 | +0.0 | - | - |" in text and "| 90.0 | 91.0 |" in text
+    page = report_html.page(numbers, "stpl", {}, {}, [], None, None, None)
+    for told in (text, page):
+        assert "not measured, because flow from x_{t-1} into x_{t-2} was not there" in told
+    numbers = make_report(tiny_config, {"stpl": entry | {"last": measured}})
+    assert "not measured" not in report.report_text(numbers, "stpl")
