@@ -102,7 +102,7 @@ def read_json(path, remedy, keys=()):
     path = Path(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         found = json.loads(content.decode())

@@ -159,6 +159,26 @@ def rows_to_score(config, workdir):
     return found, left_out
 
 
+def check_origin(config, row, source):
+    """Checks that a row that is begun or done came from the model that `config.init_from` names.
+
+    Args:
+      config: the run's configuration.
+      row: name of the row.
+      source: path of the checkpoint that it was begun from, as its record says.
+
+    Raises:
+      CheckpointError: it came from another, which is still there to compare with.
+    """
+    if config.init_from and Path(source).is_dir():
+        given = places.source_model(config.init_from)
+        if not _same(given, source):
+            raise CheckpointError(
+                f"The row {row} was begun from {source}, and config.init_from={config.init_from} names another model. "
+                "Use another --workdir for that, or leave init_from out."
+            )
+
+
 def start_lines(config, workdir, row, origin):
     """Returns the first lines of a row's training: which model it goes on from or starts from.
 

@@ -1,5 +1,6 @@
 """What `main.py --mode=...` does: which rows are trained, from which weights, and what follows."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from stpl_jax import analysis, checkpoint, model_choice, preflight, processes, r
 from stpl_jax import flow as flow_extraction
 from stpl_jax import predict as prediction
 from stpl_jax.analysis_files import read_results
+from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import DomainNeeds
 from stpl_jax.parallel import replicate
@@ -26,6 +28,7 @@ def auto(config, workdir, progress=print):
     _note_settings(config, workdir)
     preflight.check(config, workdir, row_names(config), progress)
     for row in row_names(config):
+        _introduce(config, workdir, row, progress)
         run_row(config, workdir, row, progress)
     _estimate_flow(config, workdir, {"val": None}, progress)
     _report(config, workdir, progress)
@@ -56,6 +59,7 @@ def flow(config, workdir, progress=print):
 def pretrain(config, workdir, progress=print):
     """Trains the source model."""
     _note_settings(config, workdir)
+    _introduce(config, workdir, "source_only", progress)
     preflight.check(config, workdir, ("source_only",), progress)
     run_row(config, workdir, "source_only", progress)
 
@@ -67,6 +71,7 @@ def adapt(config, workdir, progress=print):
       CheckpointError: there is no source model.
     """
     _note_settings(config, workdir)
+    _introduce(config, workdir, config.method, progress)
     preflight.check(config, workdir, (config.method,), progress)
     run_row(config, workdir, config.method, progress)
 
@@ -146,15 +151,35 @@ def run_row(config, workdir, row, progress=print):
             _write_scores(settings, workdir, row, str(stored.path), score, score)
             progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
         return
-    if before is not None and before.last["step"] == settings.optim.steps:
+    if before is not None and row != SOURCE:
+        model_choice.check_origin(config, row, before.source)
+    if _is_done(settings, before):
         check_same_run(settings, before.config, Path(workdir) / row)
         progress(f"{row}  is done: {run_folder.evaluation(workdir, row)}")
         return
-    origin = config.pretrain_from if row == "source_only" else source_model(config, workdir)
-    for line in processes.from_first(lambda: model_choice.start_lines(settings, workdir, row, origin)):
-        progress(line)
+    origin = config.pretrain_from if row == SOURCE else source_model(config, workdir)
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
     train(settings, workdir, row, origin, progress)
+
+
+def _is_done(settings, scores):
+    return scores is not None and scores.last["step"] == settings.optim.steps
+
+
+def _introduce(config, workdir, row, progress):
+    """Says which model a row starts or goes on from, before anything else is said of it."""
+
+    def lines():
+        settings = row_config(config, row)
+        # What is wrong is said later, with all else that is.
+        with contextlib.suppress(UserError):
+            if not _is_done(settings, read_scores(workdir, row)) and not model_choice.given_model(config, workdir, row):
+                origin = config.pretrain_from if row == SOURCE else model_choice.source_model(config, workdir)
+                return model_choice.start_lines(settings, workdir, row, origin)
+        return []
+
+    for line in processes.from_first(lines):
+        progress(line)
 
 
 def _said(load, path, before, after, progress):

@@ -134,7 +134,7 @@ def settings_lines(report):
     ]
     if any(scores["temporal_consistency"] is None for scores in report["results"].values()):
         lines.append(
-            "a dash for temporal consistency: not measured, because flow from x_{t-1} into x_{t-2} was not there for "
+            "a dash for temporal consistency: not measured, because there was no flow into the frame before the earlier one for "
             "all validation clips"
         )
     lines += [

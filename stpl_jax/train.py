@@ -12,7 +12,8 @@ from input_pipeline.domains import check_same_data
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from input_pipeline.loader import train_batches
-from stpl_jax import checkpoint, checkpoint_places, parallel, processes
+from stpl_jax import checkpoint, checkpoint_places, model_choice, parallel, processes
+from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables, make_segmenter
 from stpl_jax.optim import poly_schedule
@@ -74,6 +75,8 @@ def train(config, workdir, row, init_from=None, progress=print):
             state, meta, newest = found
             start = newest
             check_same_run(config, meta["config"], folder)
+            if row != SOURCE:
+                model_choice.check_origin(config, row, meta["source"])
             check_same_data(meta.get("data", {}), sources, folder)
             if start > steps:
                 raise checkpoint.CheckpointError(

@@ -189,6 +189,7 @@ def test_rows_that_are_scored(put, config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(modes, "_score", score)
     monkeypatch.setattr(modes, "_report", lambda *_: None)
+    monkeypatch.setattr(modes.preflight, "check", lambda *_, **__: None)
     modes.evaluate(config, tmp_path / "run", lines.append)
     assert scored == [source, stpl]
     assert lines[0].startswith(f"evaluate  source_only: row source_only, step 0, {source / '0'}, 5 classes")

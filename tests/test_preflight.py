@@ -16,6 +16,7 @@ from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint, flow, preflight
+from stpl_jax.records import RowScores
 from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter
 
@@ -96,7 +97,7 @@ def missing_split(tmp_path):
 def empty_split(tmp_path):
     shutil.rmtree(tmp_path / "city" / "gtFine" / "val")
     (tmp_path / "city" / "gtFine" / "val").mkdir()
-    return "at least one complete labelled clip"
+    return "found no files"
 
 
 def colour_labels(tmp_path):
@@ -234,10 +235,8 @@ def test_a_disk_that_may_become_full_is_a_warning(config, tmp_path, monkeypatch)
 def write_scores(config, tmp_path, row, data, step=10):
     settings = row_config(config, row)
     last = {"step": step, "miou": 1.0, "data": data}
-    text = {"last": last, "source": "random", "config": json.loads(settings.to_json_best_effort())}
-    path = tmp_path / "run" / row / "evaluation.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(text))
+    config = json.loads(settings.to_json_best_effort())
+    RowScores(row, settings.method, "random", last, last, config).write(tmp_path / "run")
 
 
 def test_rows_that_are_done_need_nothing(config, tmp_path):

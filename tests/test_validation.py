@@ -1,5 +1,6 @@
 """Scoring with and without the flow that temporal consistency needs."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from input_pipeline.labels import CLASSES
 from stpl_jax import parallel, report, report_html, validation
 from stpl_jax.evaluate import evaluate, segment_clips
 from stpl_jax.ops.resize import argmax_resized
+from stpl_jax.records import RowScores
 from stpl_jax.report_numbers import make_report
 
 NAMES = [f"class {i}" for i in range(5)]
@@ -75,15 +77,16 @@ def test_a_report_without_temporal_consistency_has_dashes_and_says_why(tiny_conf
     classes = CLASSES["viper"]
     last = {"miou": 40.0, "temporal_consistency": None, "temporal_consistency_warped": None, "step": 4, "confusion": []}
     last |= {"iou": dict.fromkeys(classes, 40.0)}
-    entry = {"method": "stpl", "source": "random", "last": last, "best_on_validation": last}
+    entry = RowScores("stpl", "stpl", "random", last, last, {})
     measured = last | {"temporal_consistency": 90.0, "temporal_consistency_warped": 91.0}
-    numbers = make_report(tiny_config, {"source_only": entry, "stpl": entry | {"last": measured}})
+    whole = dataclasses.replace(entry, last=measured)
+    numbers = make_report(tiny_config, {"source_only": entry, "stpl": whole})
     assert numbers["results"]["source_only"]["temporal_consistency"] is None
     json.dumps(numbers, allow_nan=False)
     text = report.report_text(numbers, "stpl")
     assert "| source_only | 40.0 | +0.0 | - | - |" in text and "| 90.0 | 91.0 |" in text
     page = report_html.page(numbers, "stpl", {}, {}, [], None, None, None)
     for told in (text, page):
-        assert "not measured, because flow from x_{t-1} into x_{t-2} was not there" in told
-    numbers = make_report(tiny_config, {"stpl": entry | {"last": measured}})
+        assert "not measured, because there was no flow into the frame before the earlier one" in told
+    numbers = make_report(tiny_config, {"stpl": whole})
     assert "not measured" not in report.report_text(numbers, "stpl")
