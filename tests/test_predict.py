@@ -17,7 +17,8 @@ from stpl_jax import checkpoint, predict
 from stpl_jax.models.accel import Accel
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
-from stpl_jax.video import SourceError, video_writer
+from stpl_jax.video import video_writer
+from stpl_jax.video_packets import SourceError
 
 TRAIN_SIZE = (32, 64)
 SIZE = (48, 80)
