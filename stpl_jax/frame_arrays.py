@@ -87,7 +87,7 @@ def flow_array(values, i, size):
         raise UserError(
             f"Flow of frame {i}: expected {[*size, 2]} float32 in pixels, found {describe(flow)}. {hint}".rstrip()
         )
-    unknown = ~np.isfinite(flow).all(-1) | (np.abs(flow) >= _UNKNOWN).any(-1)
+    unknown = ~np.isfinite(flow).all(-1) | (np.abs(flow, dtype=np.float64) >= _UNKNOWN).any(-1)
     if unknown.any():
         raise UserError(
             f"Flow of frame {i} is not finite or unknown (1e9) at {unknown.mean():.1%} of the pixels. Fill these, with "

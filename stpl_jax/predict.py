@@ -219,50 +219,66 @@ def predict_files(model, source, output, progress=print):
     frames = open_source(source)
     for line in frames.notes:
         progress(f"predict  {line}")
-    manifest = {"input": str(frames.path), "model": str(model.path), "classes": list(model.classes)}
+    manifest = {"model": str(model.path), "classes": list(model.classes)}
     result_folder.prepare(output, frames, manifest, progress)
-    losses, names = Losses(), []
+    losses, written = Losses(), _Written()
     try:
-        _write_results(model, frames, output, losses, names, progress)
+        _write_results(model, frames, output, losses, written, progress)
     except BaseException:
         # Where the disk is full, the manifest from the beginning stays: it names what may be there.
         with contextlib.suppress(OSError):
-            result_folder.write_manifest(output, manifest | {"complete": False, "names": names})
+            result_folder.write_manifest(output, frames, manifest, written.names, False)
         video = f", without {OVERLAY_VIDEO}" if frames.is_video else ""
-        progress(f"predict  stopped: {_summary(names, output, losses, started)}{video}")
+        progress(f"predict  stopped: {_summary(written, output, losses, started)}{video}")
         raise
-    result_folder.write_manifest(output, manifest | {"complete": True, "names": names})
+    result_folder.write_manifest(output, frames, manifest, written.names, True)
     for line in loss_lines.lines(losses):
         progress(f"predict  {frames.path}: {line}")
-    progress(f"predict  {_summary(names, output, losses, started)}")
+    progress(f"predict  {_summary(written, output, losses, started)}")
     if losses or frames.left_out:
         lost = loss_lines.in_short(losses) or f"left out: {', '.join(capped(frames.left_out, 10))}"
         raise Incomplete(f"{frames.path} was not segmented completely ({lost}). Results of the rest are in {output}.")
-    return len(names)
+    return written.frames
 
 
-def _summary(names, output, losses, started):
+@dataclasses.dataclass
+class _Written:
+    """Names of the frames that have results, the one that is being written included, and the number that is done."""
+
+    names: list = dataclasses.field(default_factory=list)
+    frames: int = 0
+
+
+def _summary(written, output, losses, started):
     lost = loss_lines.in_short(losses)
-    took = f"in {time.monotonic() - started:.1f} s"
-    return f"{len(names)} frames written to {output} {took}" + (f"; {lost}" if lost else "")
+    count = f"{written.frames} frame{'' if written.frames == 1 else 's'}"
+    return f"{count} written to {output} in {time.monotonic() - started:.1f} s" + (f"; {lost}" if lost else "")
 
 
-def _write_results(model, frames, output, losses, names, progress):
-    """Segments the frames into files; adds to `names` as they are written."""
+def _write_results(model, frames, output, losses, written, progress):
+    """Segments the frames into files; counts them in `written`."""
     with contextlib.ExitStack() as stack:
         write_frame = None
         if frames.is_video:
             write_frame = stack.enter_context(video_writer(output / OVERLAY_VIDEO, frames.size, frames.rate))
         told = timed_from = time.monotonic()
-        timed_after = 0
+        timed_after, sizes = 0, {frames.size}
         for frame, classes in segment_frames(model, frames.read(losses)):
             painted = overlay(frame.pixels, classes, model.palette)
+            written.names.append(frame.name)
             write_image(output / CLASSES_FOLDER / f"{frame.name}.png", classes)
             write_image(output / OVERLAYS_FOLDER / f"{frame.name}.png", painted)
             if write_frame:
+                size = frame.pixels.shape[:2]
+                if size not in sizes:
+                    sizes.add(size)
+                    told_size = f"{size[0]}x{size[1]} pixels, to {frames.size[0]}x{frames.size[1]}"
+                    progress(
+                        f"predict  {OVERLAY_VIDEO} keeps its size: frames as {frame.name} are brought from {told_size}"
+                    )
                 write_frame(fit(painted, frames.size), frame.start, frame.duration)
-            names.append(frame.name)
-            done, now = len(names), time.monotonic()
+            written.frames += 1
+            done, now = written.frames, time.monotonic()
             if done == 1:
                 # The first frame holds the compilation: speed is counted from its end.
                 timed_from, timed_after = now, 1

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import read_json, write_atomically
+from stpl_jax.video_packets import SourceError
 
 CLASSES_FOLDER = "classes"
 OVERLAYS_FOLDER = "overlays"
@@ -25,17 +26,21 @@ def prepare(output, frames, manifest, progress):
       progress: called with lines of text.
 
     Raises:
-      UserError: the results would replace their own input, or files that predict did not write.
+      SourceError: the results would replace their own input.
+      UserError: the results would replace files that predict did not write.
       OSError: the folder cannot be written to.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file: predict writes a folder, give another --output.")
+    for folder in (output, *(output / name for name in _FOLDERS)):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, and predict writes a folder of that name: give another --output.")
     for place in (output / CLASSES_FOLDER, output / OVERLAYS_FOLDER, output / OVERLAY_VIDEO):
         if place.resolve() in (frames.path.resolve(), *frames.path.resolve().parents):
-            raise UserError(
+            raise SourceError(
                 f"{frames.path} would be overwritten by its own results: give another --output than {output}."
             )
-    before = read_json(output / MANIFEST, "Remove it, or give another --output.")
+    before = read_json(
+        output / MANIFEST, "Remove it, or give another --output.", ("input", "video", "names", "complete")
+    )
     earlier = [output / name for name in _results(output, before)] if before else []
     wanted = _names_to_come(output, frames)
     foreign = [path for path in _present(output) if path not in set(earlier)]
@@ -48,30 +53,43 @@ def prepare(output, frames, manifest, progress):
     removed = [path for path in earlier if path.is_file()]
     for path in removed:
         path.unlink()
-    if before and not before.get("complete"):
+    if before and not before["complete"]:
         _remove_unfinished(output)
     if removed:
-        progress(f"predict  removed the {len(removed)} results of an earlier predict, of {before.get('input')}")
+        progress(f"predict  removed the {len(removed)} results of an earlier predict, of {before['input']}")
     if foreign:
         names = ", ".join(line.strip() for line in capped([str(path.relative_to(output)) for path in foreign], 10))
         progress(f"predict  left alone in {output}, as no results of predict: {names}")
-    numbered = frames.is_video
-    names = None if numbered else [file.stem for _, file in frames.files]
-    write_manifest(output, manifest | {"complete": False, "names": names})
+    names = None if frames.is_video else [file.stem for _, file in frames.files]
+    write_manifest(output, frames, manifest, names, False)
 
 
-def write_manifest(output, manifest):
-    """Writes down which results there are: `names` of the class maps and overlays, in order; null: any number."""
-    write_atomically(output / MANIFEST, json.dumps(manifest, indent=1))
+def write_manifest(output, frames, manifest, names, complete):
+    """Writes down which results there are.
+
+    Args:
+      output: `Path` of the folder.
+      frames: `FrameSource`.
+      manifest: dict, what else is to be known of the run.
+      names: of the class maps and overlays, in order; None: numbers, which are not known yet.
+      complete: whether the run has come to its end.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    more = {"input": str(frames.path), "video": frames.is_video, "complete": complete, "names": names}
+    write_atomically(output / MANIFEST, json.dumps(manifest | more, indent=1))
 
 
 def _results(output, manifest):
-    """Relative names of what a manifest says was written. Whatever else it holds, none lies outside the two folders."""
-    names = manifest.get("names")
+    """Relative names of what a manifest says was written. Whatever it holds, none lies outside the folder."""
+    names = manifest["names"]
     if names is None:
         names = [path.stem for path in _present(output) if _is_number(path.stem)]
-    names = [name for name in names if isinstance(name, str) and name == Path(name).name] if names else []
-    return [OVERLAY_VIDEO, *(f"{folder}/{name}.png" for folder in _FOLDERS for name in names)]
+    names = names if isinstance(names, list) else []
+    plain = [name for name in names if isinstance(name, str) and name == Path(name).name]
+    video = [OVERLAY_VIDEO] if manifest["video"] else []
+    return video + [f"{folder}/{name}.png" for folder in _FOLDERS for name in plain]
 
 
 def _is_number(stem):

@@ -7,6 +7,7 @@ import itertools
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
@@ -93,7 +94,7 @@ def look_at(path):
             notes.append(f"{path} is HDR ({_HDR[picture.color_trc]}); its colours are converted to BT.709")
         if picture.interlaced_frame:
             notes.append(f"{path} is interlaced; both fields of a frame are taken together, without deinterlacing")
-        size = _rgb(picture, VideoReformatter()).shape[:2]
+        size = _upright(np.empty((picture.height, picture.width)), picture).shape
         return Found(size, announced_packets(container, stream), 1 / stream.time_base, tuple(notes))
 
 
@@ -317,7 +318,7 @@ def _rgb(picture, reformatter):
         target = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
     # BGR and these options: what OpenCV asks for, to the bit. RGB is rounded otherwise where pixels have ten bits.
     bgr = reformatter.reformat(picture, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1, **target)
-    return np.ascontiguousarray(_upright(bgr.to_ndarray()[..., ::-1], picture))
+    return np.ascontiguousarray(_upright(cv2.cvtColor(bgr.to_ndarray(), cv2.COLOR_BGR2RGB), picture))
 
 
 def _upright(pixels, picture):
