@@ -87,7 +87,7 @@ def _results(output, manifest):
     if names is None:
         names = [path.stem for path in _present(output) if _is_number(path.stem)]
     names = names if isinstance(names, list) else []
-    plain = [name for name in names if isinstance(name, str) and name == Path(name).name]
+    plain = dict.fromkeys(name for name in names if isinstance(name, str) and name == Path(name).name)
     video = [OVERLAY_VIDEO] if manifest["video"] else []
     return video + [f"{folder}/{name}.png" for folder in _FOLDERS for name in plain]
 

@@ -129,6 +129,18 @@ def test_frames_last_as_long_as_their_time_stamps_say(tmp_path):
         assert float((frames[-1].start + frames[-1].duration) / rate) == pytest.approx(end, abs=1e-9)
 
 
+def test_holes_in_the_time_of_a_regular_video_are_told(tmp_path):
+    times = [33 * i + (i % 3 == 0) for i in range(20)]
+    hole = [*times, *(t + 5000 for t in times), *(t + 7_200_000 for t in times)]
+    path = video_files.write(tmp_path / "v.mkv", video_files.street(60), times=hole)
+    frames, losses = read(path)
+    assert not losses and [f.video for f in frames] == [0] * 20 + [1] * 20 + [2] * 20
+    assert "frame 20 comes 4.37 s after the frame before, where 0.033 s is usual" in losses.notes[0]
+    # MP4 could not hold the longer one: the frame after it is shown at once.
+    assert "frame 40 comes 7194.37 s after the frame before it" in losses.notes[1] and len(losses.notes) == 2
+    assert 0 < frames[40].start - frames[39].start <= 100 and frames[41].start - frames[40].start == 32
+
+
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_what_cannot_be_decoded_is_left_out_and_the_rest_comes(tmp_path, b_frames):
     whole = video_files.write(tmp_path / "whole.mp4", video_files.street(24), b_frames=b_frames)
