@@ -101,7 +101,7 @@ def look_at(path):
 def decode(path, losses):
     """Decodes a video file.
 
-    Colours are those that OpenCV gives, to the bit: by the matrix and range that the file names, BT.601 where it names
+    Colours are those that OpenCV 5 gives, to the bit: by the matrix and range that the file names, BT.601 where it names
     none; what is BT.2020 or HDR becomes BT.709. Metadata about rotation and mirroring is honoured. What cannot be
     decoded is left out. A frame with damage that the decoder could hide is kept, and so are frames up to the next key
     frame, which may build on it: they are what any player shows.
