@@ -15,7 +15,7 @@ def lines(losses):
     if losses.skipped:
         found.append(f"{_count(losses.skipped)} could not be decoded: {_ranges(losses.skipped)}")
     if losses.damaged:
-        found.append(f"{_count(losses.damaged)} may look damaged, and is kept as shown: {_ranges(losses.damaged)}")
+        found.append(f"{_count(losses.damaged)} may look damaged, kept as shown: {_ranges(losses.damaged)}")
     return found + capped(losses.remarks) + capped([f"{note}; a new video starts there" for note in losses.notes])
 
 

@@ -16,6 +16,8 @@ from input_pipeline.files import whole_file, write_atomically
 
 # Finer ticks than microseconds would overflow MP4's fields within hours.
 _MOST_TICKS = 1_000_000
+# By it the encoder chooses the level that players look at; fine ticks taken for frames would give the highest.
+_NOMINAL_RATE = 30
 _THREADS = 4  # each holds frames: more would cost memory, and the network is slower anyway
 
 
@@ -45,7 +47,7 @@ def video_writer(path, size, rate):
     reformatter = VideoReformatter()
     with whole_file(path) as unfinished, _naming(path), av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream(
-            "libx264", rate=1 / tick, time_base=tick, options={"crf": "18", "preset": "veryfast"}
+            "libx264", rate=min(1 / tick, _NOMINAL_RATE), time_base=tick, options={"crf": "18", "preset": "veryfast"}
         )
         stream.width, stream.height, stream.pix_fmt = width + pad_x, height + pad_y, "yuv420p"
         stream.codec_context.thread_count = _THREADS

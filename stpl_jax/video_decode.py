@@ -101,8 +101,8 @@ def look_at(path):
 def decode(path, losses):
     """Decodes a video file.
 
-    Colours are those that OpenCV 5 gives, to the bit: by the matrix and range that the file names, BT.601 where it names
-    none; what is BT.2020 or HDR becomes BT.709. Metadata about rotation and mirroring is honoured. What cannot be
+    Colours are those that OpenCV 5 gives, to the bit: by the matrix and range that the file names, BT.601 where it
+    names none; what is BT.2020 or HDR becomes BT.709. Metadata about rotation and mirroring is honoured. What cannot be
     decoded is left out. A frame with damage that the decoder could hide is kept, and so are frames up to the next key
     frame, which may build on it: they are what any player shows.
 
@@ -120,13 +120,15 @@ def decode(path, losses):
         stream = best_stream(path, container)
         clock, reformatter = _Clock(stream), VideoReformatter()
         number = video = 0
-        size, doubtful = None, False
+        size, doubtful, incomplete = None, False, []
         for taken in _pictures(container, stream, losses):
             start, duration, break_in_time = clock.show(taken)
             for pts in taken.lost:
                 losses.skipped.append((number, clock.seconds(pts)))
                 number += 1
             if taken.picture is None:  # the end
+                # Where recordings are joined, the packets before the joint look incomplete and are not.
+                losses.damaged = sorted(losses.damaged + (incomplete if not taken.joined else []))
                 break
             pixels = _rgb(taken.picture, reformatter)
             resized = size not in (None, pixels.shape[:2])
@@ -141,8 +143,8 @@ def decode(path, losses):
                 video += 1
             size = pixels.shape[:2]
             doubtful = taken.damaged or (doubtful or bool(taken.lost)) and not taken.picture.key_frame
-            if doubtful:
-                losses.damaged.append((number, float(start * stream.time_base)))
+            if doubtful or taken.incomplete:
+                (losses.damaged if doubtful else incomplete).append((number, float(start * stream.time_base)))
             yield Shown(number, pixels, video, start, duration)
             number += 1
 
@@ -214,6 +216,7 @@ class _Taken:
       damaged: whether the picture shows damage.
       time: its time stamp, or None where the file has none.
       joined: whether time stamps have gone back, as where two recordings are joined.
+      incomplete: whether the file has not all of its packet.
     """
 
     picture: av.VideoFrame | None
@@ -221,6 +224,7 @@ class _Taken:
     damaged: bool = False
     time: int | None = None
     joined: bool = False
+    incomplete: bool = False
 
 
 def _pictures(container, stream, losses):
@@ -236,10 +240,10 @@ def _pictures(container, stream, losses):
             pictures = []
             awaited.failed(packet)
         for picture in pictures:
-            damaged = picture.is_corrupt or picture.pts in awaited.suspect
-            yield _Taken(picture, awaited.before(picture), damaged, awaited.time(picture), awaited.joined)
+            incomplete, lost, time = picture.pts in awaited.incomplete, awaited.before(picture), awaited.time(picture)
+            yield _Taken(picture, lost, picture.is_corrupt, time, awaited.joined, incomplete)
     missing = missing_packets(container, stream, awaited.packets, awaited.end, losses)
-    yield _Taken(None, awaited.rest() + [None] * missing)
+    yield _Taken(None, awaited.rest() + [None] * missing, joined=awaited.joined)
 
 
 class _Awaited:
@@ -252,7 +256,7 @@ class _Awaited:
 
     def __init__(self, stream):
         self.stream = stream
-        self.times, self.refused, self.quiet, self.suspect = [], set(), set(), set()
+        self.times, self.refused, self.quiet, self.incomplete = [], set(), set(), set()
         # AVI has no times, and FFmpeg's guess is wrong where frames are reordered.
         self.guessed = stream.container.format.name == "avi" and stream.codec_context.reorder_depth > 0
         self.one_to_one, self.joined, self.dts = not self.guessed, False, None
@@ -272,9 +276,8 @@ class _Awaited:
         heapq.heappush(self.times, packet.pts)
         if packet.size <= _REPEATS or _is_built_upon_only(self.stream, packet):
             self.quiet.add(packet.pts)
-        # A recording that is joined to a transport stream makes the packets before it look incomplete.
-        if packet.is_corrupt and self.stream.container.format.name != "mpegts":
-            self.suspect.add(packet.pts)
+        if packet.is_corrupt:
+            self.incomplete.add(packet.pts)
 
     def time(self, what):
         """The time stamp of a packet or picture."""
@@ -302,7 +305,7 @@ class _Awaited:
             time = heapq.heappop(self.times)
             if time != there and (time in self.refused or (self.one_to_one and time not in self.quiet)):
                 lost.append(time)
-            for known in (self.refused, self.quiet, self.suspect):
+            for known in (self.refused, self.quiet, self.incomplete):
                 known.discard(time)
         return lost
 

@@ -3,6 +3,7 @@ import errno
 import resource
 from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -55,6 +56,9 @@ def test_frames_are_shown_at_their_times(tmp_path, rate):
     times, end = video_files.shown_times(tmp_path / "v.mp4")
     assert times == pytest.approx([float(t * tick) for t in ticks], abs=1e-9)
     assert end == pytest.approx(float((ticks[-1] + 7 * ticks[2]) * tick), abs=1e-9)
+    # The level that players look at, times ten, belongs to the size and not to the fineness of the times.
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].codec_context.extradata[3] <= 11
 
 
 def test_a_video_that_is_not_finished_does_not_appear(tmp_path):

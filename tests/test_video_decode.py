@@ -211,6 +211,18 @@ def test_what_matroska_jumps_over_is_told(tmp_path):
     assert frames[gap].start - frames[gap - 1].start > 100
 
 
+def test_packets_that_a_transport_stream_has_lost_are_told(tmp_path):
+    whole = video_files.write(tmp_path / "v.ts", video_files.street(16))
+    content = whole.read_bytes()
+    places = [place for place, _, _ in video_files.packets(whole)]
+    # A part of frame 8, a large one: transport packets have 188 bytes.
+    start = places[8] + 188
+    (tmp_path / "spoilt.ts").write_bytes(content[:start] + content[start + 188 :])
+    frames, losses = read(tmp_path / "spoilt.ts")
+    # FFmpeg marks the frame before, too: it finds the end of one by the beginning of the next.
+    assert {8, 9, 10, 11} <= {number for number, _ in losses.damaged + losses.skipped} <= {7, 8, 9, 10, 11}
+
+
 def test_recordings_that_are_joined_go_on_in_time(tmp_path):
     first = video_files.write(tmp_path / "1.ts", video_files.street(8))
     second = video_files.write(tmp_path / "2.ts", video_files.street(8, (48, 80)))
