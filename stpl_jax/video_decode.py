@@ -114,7 +114,7 @@ def decode(path, losses):
       `Shown`, in the order of time.
 
     Raises:
-      SourceError: as `look_at`.
+      SourceError: as `look_at`; or FFmpeg cannot convert the pixels to RGB.
     """
     with open_video(path) as container:
         stream = best_stream(path, container)
@@ -130,7 +130,11 @@ def decode(path, losses):
                 # Where recordings are joined, the packets before the joint look incomplete and are not.
                 losses.damaged = sorted(losses.damaged + (incomplete if not taken.joined else []))
                 break
-            pixels = _rgb(taken.picture, reformatter)
+            try:
+                pixels = _rgb(taken.picture, reformatter)
+            except av.FFmpegError as error:
+                kind = f"{taken.picture.format.name}, {error.strerror}"
+                raise SourceError(f"{path}: frame {number} cannot be converted to RGB ({kind}).") from error
             resized = size not in (None, pixels.shape[:2])
             if resized:
                 losses.notes.append(

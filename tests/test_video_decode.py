@@ -116,6 +116,17 @@ def test_hdr_becomes_bt709(tmp_path, monkeypatch):
     assert asked == [(1, 1)]
 
 
+def test_pixels_that_ffmpeg_cannot_convert(tmp_path, monkeypatch):
+    class Reformatter:
+        def reformat(self, *_, **__):
+            raise av.error.InvalidDataError(22, "Invalid argument")
+
+    path = video_files.write(tmp_path / "v.mp4", video_files.street(1))
+    monkeypatch.setattr(video_decode, "VideoReformatter", Reformatter)
+    with pytest.raises(SourceError, match=r"v.mp4: frame 0 cannot be converted to RGB \(yuv420p, Invalid argument\)"):
+        read(path)
+
+
 def test_frames_last_as_long_as_their_time_stamps_say(tmp_path):
     times = [0, 100, 200, 300, 1300, 1400, 2400, 2500, 4000, 4100, 4200, 5600]
     for name in ("v.mkv", "v.mp4"):
