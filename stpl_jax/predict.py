@@ -5,6 +5,7 @@ import colorsys
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,20 @@ import jax
 import numpy as np
 from PIL import Image
 
+from input_pipeline.errors import Incomplete, UserError, capped
+from input_pipeline.files import expand
 from input_pipeline.flow_files import resize_flow as resize_flow_on_host
 from input_pipeline.labels import PALETTE, colour_table
 from input_pipeline.optical_flow import dis_flow
-from stpl_jax import checkpoint
+from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
+from stpl_jax.frames import open_source
 from stpl_jax.models.accel import make_segmenter
 from stpl_jax.ops.resize import argmax_resized, resize_flow
 from stpl_jax.ops.warp import warp
-from stpl_jax.video import SourceError, open_source, overlay, video_writer, write_image
+from stpl_jax.result_folder import CLASSES_FOLDER, OVERLAY_VIDEO, OVERLAYS_FOLDER
+from stpl_jax.video import fit, overlay, video_writer, write_image
+from stpl_jax.video_packets import Losses
 
-CLASSES_FOLDER = "classes"
-OVERLAYS_FOLDER = "overlays"
-OVERLAY_VIDEO = "overlay.mp4"
 _SECONDS_BETWEEN_LINES = 2.0
 
 
@@ -59,7 +62,7 @@ class Model:
         """Segments a video.
 
         Args:
-          frames: `[T, H, W, 3]` uint8 RGB, in the order of time.
+          frames: `[T, H, W, 3]` uint8 RGB, in the order of time; an array, or a list of frames or PIL images.
           flow: `[T-1, H, W, 2]` float32, pixels of the H×W grid: `flow[i]` lies on frame i+1's grid and points to where
             each pixel was in frame i, (u, v) to the right and down. None estimates it, by `estimate_flow`.
           size: (height, width) of the class maps; None for the frames' own.
@@ -68,19 +71,10 @@ class Model:
           `[T, H, W]` uint8 train ids.
 
         Raises:
-          ValueError: another shape or type of array.
+          UserError: another shape or type of array; says how to convert it.
         """
-        frames = _as_array(frames, "frames")
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
-            raise ValueError(f"Expected frames [T, H, W, 3] uint8 RGB, found {_describe(frames)}.")
-        if flow is not None:
-            flow = _as_array(flow, "flow")
-            expected = (frames.shape[0] - 1, *frames.shape[1:3], 2)
-            if flow.shape != expected:
-                raise ValueError(
-                    f"Expected flow [T-1, H, W, 2] = {list(expected)} float32 beside frames {list(frames.shape)}, "
-                    f"found {_describe(flow)}."
-                )
+        frames = frame_arrays.video_array(frames)
+        flow = None if flow is None else frame_arrays.flows_array(flow, frames.shape)
         return np.stack(list(self.segment_stream(frames, flow, size)))
 
     def segment_stream(self, frames, flows=None, size=None):
@@ -99,17 +93,15 @@ class Model:
           `[H, W]` uint8 train ids of each frame.
 
         Raises:
-          ValueError: another shape or type of array than the first frame's, or fewer flows than frames.
+          UserError: another shape or type of array than the first frame's, or fewer flows than frames.
         """
-        flows = None if flows is None else iter(flows)
+        size, flows = frame_arrays.size_pair(size), None if flows is None else iter(flows)
         shape = earlier = earlier_scores = result = None
         for i, frame in enumerate(frames):
-            frame = np.asarray(frame)
+            frame = frame_arrays.frame_array(frame, i)
             shape = shape or frame.shape
-            if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or not frame.size:
-                raise ValueError(f"Frame {i}: expected [H, W, 3] uint8 RGB, found {_describe(frame)}.")
             if frame.shape != shape:
-                raise ValueError(
+                raise UserError(
                     f"Frame {i} is {list(frame.shape)}, and frame 0 is {list(shape)}: one size is expected."
                 )
             resized = _resize_frame(frame, self.size)
@@ -120,7 +112,7 @@ class Model:
                 flow = self.estimate_flow(resized, earlier)
             else:
                 flow = self._given_flow(next(flows, None), i, shape[:2])
-            out_size = tuple(size or shape[:2])
+            out_size = size or shape[:2]
             classes = _fuse(self.segmenter, self.variables, scores, earlier_scores, flow, out_size, self.flow_scale)
             earlier, earlier_scores = resized, scores
             if result is not None:
@@ -131,15 +123,8 @@ class Model:
 
     def _given_flow(self, flow, i, size):
         if flow is None:
-            raise ValueError(f"No flow for frame {i}: expected one [H, W, 2] field for each frame but the first.")
-        flow = np.asarray(flow)
-        if flow.shape != (*size, 2) or not np.issubdtype(flow.dtype, np.floating):
-            raise ValueError(
-                f"Flow of frame {i}: expected {[*size, 2]} float32 in pixels, found {_describe(flow)}. Flow files hold "
-                "int16, ten times the value: divide by 10."
-            )
-        if not np.isfinite(flow).all():
-            raise ValueError(f"Flow of frame {i} has values that are not finite.")
+            raise UserError(f"No flow for frame {i}: expected one [H, W, 2] field for each frame but the first.")
+        flow = frame_arrays.flow_array(flow, i, size)
         # In two steps, file to training size to feature grid, as prepared sets have it.
         return resize_flow_on_host(flow, self.size, self.flow_scale)
 
@@ -184,16 +169,44 @@ def _palette(label_setting, names):
     return table
 
 
-def predict_files(model, source, output, progress=print):
-    """Segments a video file or a folder of frames into files.
-
-    Writes, for each frame, `output/classes/NAME.png` (train ids, one channel) and `output/overlays/NAME.png` (colours
-    over the frame), and for a video file `output/overlay.mp4` at its own speed. NAME is the image's name without its
-    ending, or the frame's number.
+def segment_frames(model, frames, size=None):
+    """Segments frames video by video: none is fused with a frame of another video, which may have another size.
 
     Args:
       model: a `Model`.
-      source: video file, or folder of .png, .jpg and .jpeg files in the order of their names.
+      frames: iterable of `Frame`; two are in memory.
+      size: (height, width) of the class maps; None for the frames' own.
+
+    Yields:
+      (`Frame`, `[H, W]` uint8 train ids).
+    """
+    for _, video in itertools.groupby(frames, key=lambda frame: frame.video):
+        yield from _segment_video(model, video, size)
+
+
+def _segment_video(model, frames, size):
+    read = collections.deque()
+
+    def pixels():
+        for frame in frames:
+            read.append(frame)
+            yield frame.pixels
+
+    for classes in model.segment_stream(pixels(), size=size):
+        yield read.popleft(), classes
+
+
+def predict_files(model, source, output, progress=print):
+    """Segments a video file, a folder of frames or one picture into files.
+
+    Writes, for each frame, `output/classes/NAME.png` (train ids, one channel) and `output/overlays/NAME.png` (colours
+    over the frame), and for a video file `output/overlay.mp4`, each frame for as long as in the original. NAME is the
+    image's name without its ending, or the frame's number in the video. `output/predict.json` says what was written; by
+    it a later predict into the same folder removes these results.
+
+    Args:
+      model: a `Model`.
+      source: as `frames.open_source` takes it.
       output: folder to write to; made if missing.
       progress: called with lines of text.
 
@@ -201,47 +214,82 @@ def predict_files(model, source, output, progress=print):
       Number of frames.
 
     Raises:
-      SourceError: an input that is not there, is empty, cannot be decoded or changes its size. What can be seen
-        beforehand is, before anything is written.
+      SourceError: an input that is not there, is empty, or cannot be decoded. What can be seen beforehand is, before
+        anything is written.
+      UserError: the results would replace their input or other files that predict did not write.
+      OSError: a result cannot be written. What is written by then stays.
+      Incomplete: all that can be is written, and part of the input could not be read.
     """
-    output, started = Path(output), time.monotonic()
+    output, started = expand(output), time.monotonic()
     frames = open_source(source)
-    results = [output / name for name in (CLASSES_FOLDER, OVERLAYS_FOLDER, OVERLAY_VIDEO)]
-    if frames.path.resolve() in [path.resolve() for path in results]:
-        raise SourceError(f"{source} would be overwritten by its own results: give another --output than {output}.")
-    for folder in results[:2]:
-        folder.mkdir(parents=True, exist_ok=True)
-    read = collections.deque()
+    for line in frames.notes:
+        progress(f"predict  {line}")
+    manifest = {"model": str(model.path), "classes": list(model.classes)}
+    result_folder.prepare(output, frames, manifest, progress)
+    losses, written = Losses(), _Written()
+    try:
+        _write_results(model, frames, output, losses, written, progress)
+    except BaseException:
+        # Where the disk is full, the manifest from the beginning stays: it names what may be there.
+        with contextlib.suppress(OSError):
+            result_folder.write_manifest(output, frames, manifest, written.names, False)
+        video = f", without {OVERLAY_VIDEO}" if frames.is_video else ""
+        progress(f"predict  stopped: {_summary(written, output, losses, started)}{video}")
+        raise
+    result_folder.write_manifest(output, frames, manifest, written.names, True)
+    for line in loss_lines.lines(losses):
+        progress(f"predict  {frames.path}: {line}")
+    progress(f"predict  {_summary(written, output, losses, started)}")
+    if losses or frames.left_out:
+        lost = loss_lines.in_short(losses) or f"left out: {', '.join(capped(frames.left_out, 10))}"
+        raise Incomplete(f"{frames.path} was not segmented completely ({lost}). Results of the rest are in {output}.")
+    return written.frames
 
-    def pixels():
-        for name, frame in frames:
-            read.append((name, frame))
-            yield frame
 
+@dataclasses.dataclass
+class _Written:
+    """Names of the frames that have results, the one that is being written included, and the number that is done."""
+
+    names: list = dataclasses.field(default_factory=list)
+    frames: int = 0
+
+
+def _summary(written, output, losses, started):
+    lost = loss_lines.in_short(losses)
+    count = f"{written.frames} frame{'' if written.frames == 1 else 's'}"
+    return f"{count} written to {output} in {time.monotonic() - started:.1f} s" + (f"; {lost}" if lost else "")
+
+
+def _write_results(model, frames, output, losses, written, progress):
+    """Segments the frames into files; counts them in `written`."""
     with contextlib.ExitStack() as stack:
         write_frame = None
         if frames.is_video:
-            write_frame = stack.enter_context(video_writer(results[2], frames.size, frames.fps))
-        done, told = 0, time.monotonic()
-        timed_from, timed_after = told, 0
-        for classes in model.segment_stream(pixels()):
-            name, frame = read.popleft()
-            painted = overlay(frame, classes, model.palette)
-            write_image(results[0] / f"{name}.png", classes)
-            write_image(results[1] / f"{name}.png", painted)
+            write_frame = stack.enter_context(video_writer(output / OVERLAY_VIDEO, frames.size, frames.rate))
+        told = timed_from = time.monotonic()
+        timed_after, sizes = 0, {frames.size}
+        for frame, classes in segment_frames(model, frames.read(losses)):
+            painted = overlay(frame.pixels, classes, model.palette)
+            written.names.append(frame.name)
+            write_image(output / CLASSES_FOLDER / f"{frame.name}.png", classes)
+            write_image(output / OVERLAYS_FOLDER / f"{frame.name}.png", painted)
             if write_frame:
-                write_frame(painted)
-            done, now = done + 1, time.monotonic()
+                size = frame.pixels.shape[:2]
+                if size not in sizes:
+                    sizes.add(size)
+                    told_size = f"{size[0]}x{size[1]} pixels, to {frames.size[0]}x{frames.size[1]}"
+                    progress(
+                        f"predict  {OVERLAY_VIDEO} keeps its size: frames as {frame.name} are brought from {told_size}"
+                    )
+                write_frame(fit(painted, frames.size), frame.start, frame.duration)
+            written.frames += 1
+            done, now = written.frames, time.monotonic()
             if done == 1:
                 # The first frame holds the compilation: speed is counted from its end.
                 timed_from, timed_after = now, 1
             if now - told > _SECONDS_BETWEEN_LINES:
                 told = now
                 progress(_progress_line(done, frames.count, now - timed_from, done - timed_after))
-    if frames.count and done < frames.count:
-        progress(f"predict  {source} announces {frames.count} frames, and {done} could be decoded")
-    progress(f"predict  {done} frames written to {output} in {time.monotonic() - started:.1f} s")
-    return done
 
 
 def _progress_line(done, count, seconds, timed):
@@ -273,14 +321,3 @@ def _fuse(segmenter, variables, scores, earlier_scores, flow, size, flow_scale):
 def _resize_frame(frame, size):
     """Resizes as the training data is: bicubic, by PIL."""
     return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC))
-
-
-def _as_array(values, name):
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"Expected {name} as one array; its parts differ in shape ({error}).") from error
-
-
-def _describe(array):
-    return f"{array.dtype} {list(array.shape)}"

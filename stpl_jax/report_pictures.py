@@ -12,10 +12,11 @@ from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import checkpoint, predict
+from stpl_jax.frames import open_source
 from stpl_jax.model_choice import row_model
 from stpl_jax.page.data_uri import classes_uri, film_uri, photo_uri
 from stpl_jax.validation import scored_parts
-from stpl_jax.video import open_source, side_by_side, video_writer, write_image
+from stpl_jax.video import side_by_side, video_writer, write_image
 
 # Narrower panels are enlarged by a whole factor.
 _LEAST_PANEL_WIDTH = 256
@@ -150,10 +151,10 @@ def write_video(config, workdir, models, progress):
 
     def pictures():
         # Each model reads the frames by itself, so that none need be kept.
-        predictions = [model.segment_stream((f for _, f in frames), size=size) for model in models.values()]
-        for i, ((_, frame), *classes) in enumerate(zip(frames, *predictions, strict=True)):
-            panels = {"frame": _resize(frame, size, cv2.INTER_CUBIC)}
-            panels |= {name: palette[ids] for name, ids in zip(models, classes, strict=True)}
+        predictions = [predict.segment_frames(model, frames, size) for model in models.values()]
+        for i, found in enumerate(zip(*predictions, strict=True)):
+            panels = {"frame": _resize(found[0][0].pixels, size, cv2.INTER_CUBIC)}
+            panels |= {name: palette[ids] for name, (_, ids) in zip(models, found, strict=True)}
             if i % every == 0:
                 kept.append([_resize(x, small, cv2.INTER_AREA) for x in panels.values()])
             yield side_by_side(panels, _legend(config))

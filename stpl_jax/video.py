@@ -1,225 +1,138 @@
-"""Frames out of files and pictures into files: videos, folders of images, overlays, panels side by side."""
+"""Pictures into files: images, videos, overlays, panels side by side."""
 
 import contextlib
-import dataclasses
-import os
-from concurrent.futures import ThreadPoolExecutor
+import errno
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.errors import UserError
-from input_pipeline.images import IMAGE_SUFFIXES, read_image
+from input_pipeline.files import whole_file, write_atomically
 
-# For a video file that does not tell its own, and for videos made of single frames.
-DEFAULT_FPS = 25.0
-_MOST_ERRORS_SHOWN = 20
-
-
-class SourceError(UserError):
-    """An input that is not there or cannot be read; the message names the file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameSource:
-    """The frames of a video file or of a folder of images; iterating gives (name, `[H, W, 3]` uint8 RGB).
-
-    Attributes:
-      path: the file or folder.
-      size: (H, W) of every frame.
-      count: number of frames; for a video file what it says of itself, or None where it says nothing.
-      fps: frames per second of a video file, None for a folder.
-      files: image files of a folder, in order; empty for a video file.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    count: int | None
-    fps: float | None
-    files: tuple[Path, ...] = ()
-
-    @property
-    def is_video(self):
-        """Whether the frames come from a video file."""
-        return self.fps is not None
-
-    def __iter__(self):
-        if not self.is_video:
-            for file in self.files:
-                yield file.stem, self._checked(file.name, _read_image(file))
-            return
-        for i, frame in enumerate(_video_frames(self.path)):
-            yield f"{i:06d}", self._checked(f"frame {i}", frame)
-
-    def _checked(self, name, frame):
-        if frame.shape[:2] != self.size:
-            raise SourceError(_other_size(self.path, name, frame.shape[:2], self.size))
-        return frame
-
-
-def open_source(path, threads=None):
-    """Opens a video file or a folder of images, and checks what can be checked before the work begins.
-
-    All images of a folder are decoded once: a broken one is found now and not an hour later. Of a video file only the
-    first frame is.
-
-    Args:
-      path: video file that OpenCV reads, or folder of .png, .jpg and .jpeg files, taken in the order of their names.
-      threads: threads that decode; None takes the number of cores.
-
-    Returns:
-      A `FrameSource`.
-
-    Raises:
-      SourceError: nothing there, nothing in it, or files that cannot be decoded or differ in size; lists them.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _open_folder(path, threads or os.cpu_count())
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file or folder. Expected a video file or a folder of images.")
-    if not path.stat().st_size:
-        raise SourceError(f"{path}: the file is empty. Expected a video file.")
-    frames = _video_frames(path)
-    first = next(frames, None)
-    frames.close()
-    if first is None:
-        raise SourceError(
-            f"{path}: OpenCV could not decode a frame. Expected a video file (MP4, AVI, MKV, WebM) with a picture; for "
-            "images name their folder."
-        )
-    with _capture(path) as capture:
-        fps, count = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    # Streams without a header give 0, a negative number or NaN.
-    return FrameSource(path, first.shape[:2], count if count > 0 else None, fps if 0 < fps < 1000 else DEFAULT_FPS)
-
-
-def _open_folder(path, threads):
-    files = sorted(
-        (f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")),
-        key=lambda file: file.name,
-    )
-    if not files:
-        raise SourceError(f"{path}: no images in this folder. Expected {', '.join(IMAGE_SUFFIXES)} files.")
-    by_stem = {}
-    for file in files:
-        if file.stem in by_stem:
-            raise SourceError(
-                f"{path}: {by_stem[file.stem].name} and {file.name} would give one result file: rename one."
-            )
-        by_stem[file.stem] = file
-
-    def size_or_error(file):
-        try:
-            return _read_image(file).shape[:2]
-        except SourceError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(size_or_error, files))
-    bad = [error for error in found if isinstance(error, str)]
-    if not bad:
-        size = found[0]
-        bad = [_other_size(path, f.name, s, size) for f, s in zip(files, found, strict=True) if s != size]
-    if bad:
-        more = [f"... and {len(bad) - _MOST_ERRORS_SHOWN} more"] if len(bad) > _MOST_ERRORS_SHOWN else []
-        raise SourceError("\n".join([*bad[:_MOST_ERRORS_SHOWN], *more]))
-    return FrameSource(path, size, len(files), None, tuple(files))
-
-
-def _other_size(path, name, found, expected):
-    return (
-        f"{path}: {name} has {found[0]}x{found[1]} pixels (height x width), and the first frame has "
-        f"{expected[0]}x{expected[1]}. All frames of a video must have one size."
-    )
-
-
-def _read_image(file):
-    try:
-        return np.asarray(read_image(file))
-    except ValueError as error:
-        raise SourceError(str(error)) from error
+# Finer ticks than microseconds would overflow MP4's fields within hours.
+_MOST_TICKS = 1_000_000
+# By it the encoder chooses the level that players look at; fine ticks taken for frames would give the highest.
+_NOMINAL_RATE = 30
+_THREADS = 4  # each holds frames: more would cost memory, and the network is slower anyway
 
 
 @contextlib.contextmanager
-def _capture(path):
-    capture = cv2.VideoCapture(str(path))
-    try:
-        yield capture
-    finally:
-        capture.release()
+def video_writer(path, size, rate):
+    """Writes an MP4 video (H.264); it appears under its name when it is complete and on the disk.
 
-
-def _video_frames(path):
-    with _capture(path) as capture:
-        while True:
-            there, frame = capture.read()
-            if not there:
-                return
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
-
-@contextlib.contextmanager
-def video_writer(path, size, fps):
-    """Writes an MP4 video; it appears under its name when it is complete.
-
-    MPEG-4 halves the resolution of colour: a frame of odd height or width is repeated by one pixel at its edge.
+    The format halves the resolution of colour: a frame of odd height or width is repeated by one pixel at its edge.
 
     Args:
       path: file to write, ending in .mp4.
-      size: (H, W) of the frames.
-      fps: frames per second.
+      size: (H, W) of the video.
+      rate: ticks per second; frames per second, where each frame is shown for one tick.
 
     Yields:
-      A function that takes the next frame, `[H, W, 3]` uint8 RGB.
+      A function that takes the next frame, `[H, W, 3]` uint8 RGB; when it is shown, in ticks, default when the frame
+      before ends; and for how many ticks, default one. A frame that starts later than the frame before ends leaves that
+      one on.
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: the file cannot be written; the message names it.
     """
     path, (height, width) = Path(path), size
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
+    tick = 1 / min(Fraction(rate).limit_denominator(_MOST_TICKS), Fraction(_MOST_TICKS))
+    scale = 1 / (Fraction(rate).limit_denominator(_MOST_TICKS) * tick)
     pad_y, pad_x = height % 2, width % 2
-    writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width + pad_x, height + pad_y))
+    reformatter = VideoReformatter()
+    with whole_file(path) as unfinished, _naming(path), av.open(str(unfinished), "w", format="mp4") as container:
+        stream = container.add_stream(
+            "libx264", rate=min(1 / tick, _NOMINAL_RATE), time_base=tick, options={"crf": "18", "preset": "veryfast"}
+        )
+        stream.width, stream.height, stream.pix_fmt = width + pad_x, height + pad_y, "yuv420p"
+        stream.codec_context.thread_count = _THREADS
+        # Frames come out as they go in, and none has a time before the beginning.
+        stream.codec_context.max_b_frames = 0
+        stream.codec_context.flags |= av.codec.context.Flags.frame_duration
+        stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        end = 0
 
-    def write(frame):
-        # OpenCV drops frames of another size without a word.
-        if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
-            raise ValueError(f"{path}: expected uint8 {[height, width, 3]}, found {frame.dtype} {list(frame.shape)}.")
-        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        writer.write(cv2.copyMakeBorder(frame, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE))
+        def write(frame, start=None, duration=1):
+            nonlocal end
+            if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
+                raise ValueError(
+                    f"{path}: expected uint8 {[height, width, 3]}, found {frame.dtype} {list(frame.shape)}."
+                )
+            padded = cv2.copyMakeBorder(frame, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
+            picture = reformatter.reformat(
+                av.VideoFrame.from_ndarray(padded, format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=Interpolation.BICUBIC,
+                threads=1,
+            )
+            start = end if start is None else start
+            picture.pts, picture.time_base = round(start * scale), tick
+            picture.duration = round((start + duration) * scale) - picture.pts
+            end = start + duration
+            with _naming(path):
+                container.mux(stream.encode(picture))
 
-    try:
-        if not writer.isOpened():
-            raise OSError(f"{path}: OpenCV could not open the file for MPEG-4 video. Can its folder be written to?")
         yield write
-        writer.release()
-        if not unfinished.is_file():
-            raise OSError(f"{path}: OpenCV wrote no video.")
-        os.replace(unfinished, path)
-    finally:
-        writer.release()
-        unfinished.unlink(missing_ok=True)
+        if not end:
+            raise UserError(f"{path}: no frame was written, and a video needs one.")
+        container.mux(stream.encode())
+        container.close()
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Errors of FFmpeg, which do not name the file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise UserError(f"{path}: the video cannot be written ({error.strerror}).") from error
 
 
 def write_image(path, pixels):
-    """Writes a PNG.
+    """Writes a PNG; it appears under its name when it is complete and on the disk.
 
     Args:
       path: file, ending in .png; its folder is made if it is missing.
       pixels: `[H, W, 3]` RGB or `[H, W]`, uint8.
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: the file cannot be written; the message names it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(str(path), pixels):
-        raise OSError(f"{path} could not be written. Is the disk full, or the folder read-only?")
+    encoded, content = cv2.imencode(".png", pixels)
+    if not encoded:
+        raise OSError(errno.EINVAL, "OpenCV cannot encode this as PNG", str(path))
+    write_atomically(path, content.tobytes())
+
+
+def fit(frame, size):
+    """Brings a frame to another size, as large as it can be without distortion, in the middle of black.
+
+    Args:
+      frame: `[h, w, 3]` uint8 RGB.
+      size: (H, W).
+
+    Returns:
+      `[H, W, 3]` uint8 RGB; the frame itself where it has that size.
+    """
+    if frame.shape[:2] == size:
+        return frame
+    factor = min(size[0] / frame.shape[0], size[1] / frame.shape[1])
+    height, width = (max(1, min(round(side * factor), most)) for side, most in zip(frame.shape, size, strict=False))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas = np.zeros((*size, 3), np.uint8)
+    canvas[top : top + height, left : left + width] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    return canvas
 
 
 def overlay(frame, classes, palette, opacity=0.5):

@@ -2,22 +2,23 @@ import json
 import subprocess
 import sys
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import raw_trees
+import video_files
 from PIL import Image
 
 import stpl_jax
+from input_pipeline.errors import Incomplete, UserError
 from input_pipeline.labels import CLASSES, colour_table
 from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, predict
 from stpl_jax.models.accel import Accel
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
-from stpl_jax.video import SourceError, video_writer
+from stpl_jax.video_packets import SourceError
 
 TRAIN_SIZE = (32, 64)
 SIZE = (48, 80)
@@ -177,11 +178,17 @@ def test_importing_the_package_starts_nothing():
         ),
         (np.zeros((2, 32, 64, 3), np.uint8), np.zeros((1, 32, 64, 2), np.int16), "found int16.*divide by 10"),
         (np.zeros((2, 32, 64, 3), np.uint8), np.full((1, 32, 64, 2), np.nan, np.float32), "frame 1 .*not finite"),
+        (np.zeros((2, 32, 64, 3), np.uint8), (16, 32), r"write size=\(height, width\)"),
     ],
 )
 def test_arrays_that_are_not_frames_or_flow(model, frames, flow, message):
     with pytest.raises(ValueError, match=message):
         model.segment(frames, flow)
+
+
+def test_a_size_that_is_none(model):
+    with pytest.raises(UserError, match=r"Expected size=\(height, width\).*found size=64"):
+        model.segment(make_frames(1), size=64)
 
 
 def test_streams_that_change_or_end_early(model):
@@ -204,39 +211,101 @@ def read_all(folder):
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_folder_end_to_end(model, tmp_path):
     frames, lines = make_frames(3), []
     write_folder(tmp_path / "in", frames)
     assert predict.predict_files(model, tmp_path / "in", tmp_path / "out", lines.append) == 3
-    names = [f"street_{i}.png" for i in range(3)]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["classes", "overlays"]
+    assert names(tmp_path / "out") == ["classes", "overlays", "predict.json"]
     for folder in ("classes", "overlays"):
-        assert sorted(p.name for p in (tmp_path / "out" / folder).iterdir()) == names
+        assert names(tmp_path / "out" / folder) == [f"street_{i}.png" for i in range(3)]
     expected = model.segment(frames)
     np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), expected)
     mixed = frames / 2 + colour_table("viper")[expected] / 2
     assert np.abs(read_all(tmp_path / "out" / "overlays") - mixed).max() <= 0.5
-    assert "3 frames written" in lines[-1]
+    assert "3 frames written" in lines[-1] and lines[-1].endswith(" s")
+
+
+def test_frames_that_are_no_neighbours_are_not_fused(model, tmp_path):
+    frames = make_frames(12)
+    (tmp_path / "in").mkdir()
+    # Frame 6 is missing; 7 to 11 are in natural order; another sequence ends the folder.
+    numbered = {n: frames[n - 1] for n in (1, 2, 3, 4, 5, 7, 8, 9, 10, 11)}
+    for n, frame in numbered.items():
+        Image.fromarray(frame).save(tmp_path / "in" / f"{n}.png")
+    Image.fromarray(frames[11][:32, :64]).save(tmp_path / "in" / "other_0.png")
+    lines = []
+    assert predict.predict_files(model, tmp_path / "in", tmp_path / "out", lines.append) == 11
+    expected = [*model.segment(frames[:5]), *model.segment(frames[6:11])]
+    for n, classes in zip(numbered, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "classes" / f"{n}.png")), classes)
+    alone = model.segment(frames[11:, :32, :64])[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "classes" / "other_0.png")), alone)
+    assert any("7.png starts a new video of 5: a step of 2 from 5.png" in line for line in lines)
+    # The fusion is not idle.
+    assert (model.segment(frames[4:7])[2] != expected[5]).any()
 
 
 def test_a_video_end_to_end(model, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "_SECONDS_BETWEEN_LINES", -1)
-    lines = []
-    with video_writer(tmp_path / "in.mp4", SIZE, 10) as write:
-        for frame in make_frames(4):
-            write(frame)
-    predict.predict_files(model, str(tmp_path / "in.mp4"), str(tmp_path / "out"), lines.append)
-    capture = cv2.VideoCapture(str(tmp_path / "in.mp4"))
-    decoded = np.stack([cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB) for _ in range(4)])
+    lines, times = [], [0, 100, 400, 500]
+    path = video_files.write(tmp_path / "in.mkv", make_frames(4), times=times, b_frames=2)
+    predict.predict_files(model, str(path), str(tmp_path / "out"), lines.append)
+    decoded = np.stack(video_files.frames_by_opencv(path))
     np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), model.segment(decoded))
     painted = read_all(tmp_path / "out" / "overlays")
-    capture = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
-    assert capture.get(cv2.CAP_PROP_FPS) == 10 and capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    for picture in painted:
-        shown = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
+    for shown, picture in zip(video_files.frames_by_opencv(tmp_path / "out" / "overlay.mp4"), painted, strict=True):
         # Compression blurs colours; the mean of the picture stays.
-        assert np.abs(shown.mean((0, 1)) - picture.mean((0, 1))).max() < 10
-    assert "4/4 frames" in lines[-2] and "frames/s" in lines[-2] and "s left" in lines[-2]
+        assert np.abs(shown.mean((0, 1)) - picture.mean((0, 1))).max() < 3
+    seconds, end = video_files.shown_times(tmp_path / "out" / "overlay.mp4")
+    assert seconds == pytest.approx([t / 1000 for t in times]) and end == pytest.approx(0.6)
+    assert "4 frames" in lines[-2] and "frames/s" in lines[-2] and not any("announce" in line for line in lines)
+    predict.predict_files(model, video_files.write(tmp_path / "in.mp4", make_frames(4)), tmp_path / "out", lines.append)
+    assert "4/4 frames" in lines[-2] and "s left" in lines[-2]
+
+
+def test_a_damaged_video_gives_all_that_is_there_and_says_what_is_not(model, tmp_path):
+    whole = video_files.write(tmp_path / "whole.mp4", make_frames(16))
+    spoilt, lines = video_files.spoil(whole, tmp_path / "spoilt.mp4", [4, 5, 6, 7]), []
+    with pytest.raises(Incomplete, match=r"spoilt.mp4 was not .*4 frames left out, 4-7 \(0.40-0.70 s\)") as error:
+        predict.predict_files(model, spoilt, tmp_path / "out", lines.append)
+    assert error.value.exit_code == 3
+    decoded = np.stack(video_files.frames_by_opencv(whole))
+    # The first frame after the gap is fused with itself.
+    expected = [*model.segment(decoded[:4]), *model.segment(decoded[8:])]
+    assert names(tmp_path / "out" / "classes") == [f"{n:06d}.png" for n in (*range(4), *range(8, 16))]
+    np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), np.stack(expected))
+    seconds, end = video_files.shown_times(tmp_path / "out" / "overlay.mp4")
+    assert seconds == pytest.approx([n / 10 for n in (*range(4), *range(8, 16))]) and end == pytest.approx(1.6)
+    assert "12 frames written" in lines[-1] and "4 frames left out, 4-7 (0.40-0.70 s)" in lines[-1]
+
+
+def test_a_video_that_changes_its_size(model, tmp_path):
+    first = video_files.write(tmp_path / "1.ts", make_frames(3))
+    second = video_files.write(tmp_path / "2.ts", make_frames(2, (32, 64)))
+    (tmp_path / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    lines = []
+    assert predict.predict_files(model, tmp_path / "joined.ts", tmp_path / "out", lines.append) == 5
+    for i, path in enumerate((first, second)):
+        decoded = np.stack(video_files.frames_by_opencv(path))
+        for j, classes in enumerate(model.segment(decoded)):
+            file = tmp_path / "out" / "classes" / f"{3 * i + j:06d}.png"
+            np.testing.assert_array_equal(np.asarray(Image.open(file)), classes)
+    assert {frame.shape[:2] for frame in video_files.frames_by_opencv(tmp_path / "out" / "overlay.mp4")} == {SIZE}
+    assert any("size changes at frame 3" in line and "a new video starts there" in line for line in lines)
+    assert any("frames as 000003 are brought from 32x64 pixels, to 48x80" in line for line in lines)
+
+
+def test_pictures_that_are_not_read_are_part_of_the_input(model, tmp_path):
+    write_folder(tmp_path / "in", make_frames(2))
+    Image.fromarray(make_frames(1)[0]).save(tmp_path / "in" / "street_2.gif")
+    lines = []
+    with pytest.raises(Incomplete, match="left out: street_2.gif"):
+        predict.predict_files(model, tmp_path / "in", tmp_path / "out", lines.append)
+    assert "2 frames written" in lines[-1] and any("street_2.gif" in line for line in lines)
 
 
 def test_bad_input_is_found_before_anything_is_written(model, tmp_path):
@@ -253,19 +322,32 @@ def test_bad_input_is_found_before_anything_is_written(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_never_replace_their_input(model, tmp_path):
-    (tmp_path / "out").mkdir()
-    write_folder(tmp_path / "out" / "classes", make_frames(2))
-    before = read_all(tmp_path / "out" / "classes")
-    with pytest.raises(SourceError, match="would be overwritten"):
-        predict.predict_files(model, tmp_path / "out" / "classes", tmp_path / "out")
-    np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), before)
+class Tablet(list):
+    """Takes lines, and stops the run at one of them."""
+
+    def __init__(self, monkeypatch, file, error):
+        whole = predict.write_image
+
+        def write(path, pixels):
+            if path.name == file and path.parent.name == "overlays":
+                raise error
+            whole(path, pixels)
+
+        monkeypatch.setattr(predict, "write_image", write)
 
 
-def test_a_video_that_ends_before_it_says(model, tmp_path, monkeypatch):
-    write_folder(tmp_path / "in", make_frames(2))
-    source = predict.open_source(tmp_path / "in")
-    monkeypatch.setattr(predict, "open_source", lambda path: source.__class__(**{**source.__dict__, "count": 9}))
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "000002.png"), KeyboardInterrupt()])
+def test_a_run_that_is_stopped_keeps_what_is_written(model, tmp_path, monkeypatch, error):
+    path = video_files.write(tmp_path / "in.mp4", make_frames(5))
+    with monkeypatch.context() as patch:
+        lines = Tablet(patch, "000002.png", error)
+        with pytest.raises(type(error)):
+            predict.predict_files(model, path, tmp_path / "out", lines.append)
+    assert "stopped: 2 frames written" in lines[-1] and lines[-1].endswith("without overlay.mp4")
+    assert names(tmp_path / "out") == ["classes", "overlays", "predict.json"]
+    assert names(tmp_path / "out" / "overlays") == ["000000.png", "000001.png"]
+    # All of it is known to be ours.
     lines = []
-    predict.predict_files(model, tmp_path / "in", tmp_path / "out", lines.append)
-    assert "announces 9 frames, and 2 could be decoded" in lines[-2]
+    assert predict.predict_files(model, path, tmp_path / "out", lines.append) == 5
+    assert "removed the 5 results of an earlier predict" in lines[0]
+    assert names(tmp_path / "out") == ["classes", "overlay.mp4", "overlays", "predict.json"]

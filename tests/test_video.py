@@ -1,51 +1,64 @@
+import contextlib
+import errno
+import resource
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
 import raw_trees
+import video_files
 from PIL import Image
 
+from input_pipeline.errors import UserError
 from input_pipeline.labels import colour_table
 from stpl_jax import video
 
 SIZE = (33, 65)
 
 
-def write_folder(folder, names, size=SIZE):
-    folder.mkdir()
-    frames = [raw_trees.frame_pixels(i, size) for i in range(len(names))]
-    for name, frame in zip(names, frames, strict=True):
-        Image.fromarray(frame).save(folder / name)
-    return frames
+@contextlib.contextmanager
+def full_disk(size):
+    """Lets no file grow beyond that many bytes: the operating system refuses what goes further, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_folder_gives_its_images_in_the_order_of_their_names(tmp_path):
-    frames = write_folder(tmp_path / "in", ["b.png", "a.PNG", "c.png"])
-    write_folder(tmp_path / "in" / "sub", ["d.png"])
-    (tmp_path / "in" / "notes.txt").write_text("no image")
-    (tmp_path / "in" / "._a.png").write_bytes(b"what macOS leaves beside files")
-    source = video.open_source(tmp_path / "in")
-    assert (source.count, source.size, source.is_video) == (3, SIZE, False)
-    read = list(source)
-    assert [name for name, _ in read] == ["a", "b", "c"]
-    np.testing.assert_array_equal(np.stack([f for _, f in read]), np.stack([frames[1], frames[0], frames[2]]))
-
-
-@pytest.mark.parametrize("size", [(32, 64), (33, 65)])
+@pytest.mark.parametrize("size", [(32, 64), (33, 65), (1, 1)])
 def test_a_written_video_reads_back(tmp_path, size):
-    # Blocks of one colour: MPEG-4 keeps them up to a few grey levels, in the right channel.
+    # Pictures of one colour: H.264 keeps them up to a few grey levels, in the right channel.
     colours = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)], np.uint8)
     with video.video_writer(tmp_path / "new" / "v.mp4", size, 12.5) as write:
         for colour in colours:
             write(np.broadcast_to(colour, (*size, 3)).copy())
-    source = video.open_source(tmp_path / "new" / "v.mp4")
-    assert (source.is_video, source.count, source.fps) == (True, 3, 12.5)
-    # Odd sides are filled up by one pixel: the format has none.
-    assert source.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
-    read = list(source)
-    assert [name for name, _ in read] == ["000000", "000001", "000002"]
-    for (_, frame), colour in zip(read, colours, strict=True):
+    frames = video_files.frames_by_opencv(tmp_path / "new" / "v.mp4")
+    for frame, colour in zip(frames, colours, strict=True):
+        # Odd sides are filled up by one pixel: the format has none.
+        assert frame.shape[:2] == (size[0] + size[0] % 2, size[1] + size[1] % 2)
         assert np.abs(frame.astype(int) - colour).max() < 12
+    assert video_files.shown_times(tmp_path / "new" / "v.mp4") == ([0, 0.08, 0.16], 0.24)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["v.mp4"]
+
+
+@pytest.mark.parametrize("rate", [1000, 90000, Fraction(30000, 1001), 10**9])
+def test_frames_are_shown_at_their_times(tmp_path, rate):
+    tick, ticks = 1 / Fraction(rate), [0, 3, 4, 100, 101, 700]
+    if rate == 10**9:
+        ticks = [t * 10**6 for t in ticks]
+    with video.video_writer(tmp_path / "v.mp4", (16, 16), rate) as write:
+        for t in ticks:
+            write(np.full((16, 16, 3), 90, np.uint8), t, 7 * ticks[2])
+    times, end = video_files.shown_times(tmp_path / "v.mp4")
+    assert times == pytest.approx([float(t * tick) for t in ticks], abs=1e-9)
+    assert end == pytest.approx(float((ticks[-1] + 7 * ticks[2]) * tick), abs=1e-9)
+    # The level that players look at, times ten, belongs to the size and not to the fineness of the times.
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].codec_context.extradata[3] <= 11
 
 
 def test_a_video_that_is_not_finished_does_not_appear(tmp_path):
@@ -53,53 +66,40 @@ def test_a_video_that_is_not_finished_does_not_appear(tmp_path):
     with pytest.raises(ValueError, match=message), video.video_writer(tmp_path / "v.mp4", (32, 64), 25) as write:
         write(np.zeros((32, 64, 3), np.uint8))
         write(np.zeros((32, 60, 3), np.uint8))
+    with pytest.raises(KeyboardInterrupt), video.video_writer(tmp_path / "v.mp4", (32, 64), 25) as write:
+        write(np.zeros((32, 64, 3), np.uint8))
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(UserError, match="v.mp4: no frame was written"),
+        video.video_writer(tmp_path / "v.mp4", (2, 2), 1),
+    ):
+        pass
     assert not list(tmp_path.iterdir())
 
 
-def test_inputs_that_are_not_there_or_empty(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.gif").write_bytes(b"GIF89a")
-    (tmp_path / "none.mp4").touch()
-    (tmp_path / "text.mp4").write_text("This is not a video. " * 100)
-    expected = {
-        "missing.mp4": "no such file or folder",
-        "folder": "no images in this folder",
-        "none.mp4": "the file is empty",
-        "text.mp4": "could not decode a frame",
-    }
-    for name, words in expected.items():
-        with pytest.raises(video.SourceError, match=f"{name}: .*{words}"):
-            video.open_source(tmp_path / name)
+@pytest.mark.parametrize("frames", [1, 3, 40])
+def test_a_video_that_finds_no_room_does_not_appear(tmp_path, frames):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "v.mp4"
+    path.write_text("what was there before")
+    with pytest.raises(OSError) as error, full_disk(4000), video.video_writer(path, (64, 64), 25) as write:
+        for _ in range(frames):
+            write(noise)
+    assert str(path) in str(error.value) and error.value.errno == errno.EFBIG
+    assert path.read_text() == "what was there before" and [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
 
-def test_all_broken_images_of_a_folder_are_named_at_once(tmp_path):
-    folder = tmp_path / "in"
-    write_folder(folder, ["a.png", "b.png", "c.jpg", "d.png"])
-    whole = (folder / "b.png").read_bytes()
-    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "c.jpg").write_bytes(b"no JPEG")
-    with pytest.raises(video.SourceError) as error:
-        video.open_source(folder)
-    assert [line.partition(":")[0] for line in str(error.value).splitlines()] == [f"{folder}/b.png", f"{folder}/c.jpg"]
-
-
-def test_images_of_another_size_or_the_same_name_are_errors(tmp_path):
-    write_folder(tmp_path / "sizes", ["a.png", "b.png"])
-    Image.fromarray(raw_trees.frame_pixels(0, (30, 65))).save(tmp_path / "sizes" / "c.png")
-    with pytest.raises(video.SourceError, match="c.png has 30x65 pixels.*the first frame has 33x65"):
-        video.open_source(tmp_path / "sizes")
-    write_folder(tmp_path / "names", ["a.png", "a.jpg"])
-    with pytest.raises(video.SourceError, match="a.jpg and a.png would give one result file"):
-        video.open_source(tmp_path / "names")
-
-
-def test_an_image_that_changes_its_size_while_it_is_read(tmp_path):
-    write_folder(tmp_path / "in", ["a.png", "b.png"])
-    frames = iter(video.open_source(tmp_path / "in"))
-    next(frames)
-    Image.fromarray(raw_trees.frame_pixels(0, (30, 65))).save(tmp_path / "in" / "b.png")
-    with pytest.raises(video.SourceError, match="b.png has 30x65"):
-        next(frames)
+def test_an_image_that_finds_no_room_does_not_appear(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for path in (tmp_path / "1.png", tmp_path / "new" / "2.png"):
+        with pytest.raises(OSError) as error, full_disk(4000):
+            video.write_image(path, noise)
+        assert str(path) in str(error.value) and not list(path.parent.glob("*png"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/3.png"):
+        video.write_image(tmp_path / "file" / "3.png", noise)
+    with pytest.raises(OSError, match="file/v.mp4"), video.video_writer(tmp_path / "file" / "v.mp4", (4, 4), 25):
+        pass
 
 
 def test_images_are_written_as_they_are(tmp_path):
@@ -108,6 +108,16 @@ def test_images_are_written_as_they_are(tmp_path):
     video.write_image(tmp_path / "grey.png", frame[..., 0])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "rgb.png")), frame)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grey.png")), frame[..., 0])
+
+
+def test_frames_of_another_size_fit_into_a_video():
+    frame = np.full((20, 30, 3), 200, np.uint8)
+    assert video.fit(frame, (20, 30)) is frame
+    for size, inside in (((40, 90), (slice(0, 40), slice(15, 75))), ((60, 30), (slice(20, 40), slice(0, 30)))):
+        expected = np.zeros((*size, 3), np.uint8)
+        expected[inside] = 200
+        np.testing.assert_array_equal(video.fit(frame, size), expected)
+    assert video.fit(frame[:1], (2, 400)).shape == (2, 400, 3)
 
 
 def test_overlay_mixes_frame_and_colours():
