@@ -134,8 +134,8 @@ def settings_lines(report):
     ]
     if any(scores["temporal_consistency"] is None for scores in report["results"].values()):
         lines.append(
-            "a dash for temporal consistency: not measured, because there was no flow into the frame before the earlier "
-            "one for all validation clips"
+            "a dash for temporal consistency: not measured, because there was no flow into the frame before the "
+            "earlier one for all validation clips"
         )
     lines += [
         f"{row}: method {settings['method']}, from {settings['source']}" for row, settings in report["settings"].items()
