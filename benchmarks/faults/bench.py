@@ -12,6 +12,8 @@ from input_pipeline import run_folder
 
 # A run takes a minute; what has not ended after so long does not end.
 TIMEOUT = 900
+# What the end of a run leaves, beside its rows.
+REPORT = ("report.json", "report.md", "report.html", "frames", "video.mp4", "analysis")
 
 
 class Bench:
@@ -21,7 +23,7 @@ class Bench:
       workdir: of the campaign.
       run: where runs are disturbed. Always the same path: prepared sets know the folder that they were made from.
       reference: a copy of the undisturbed run.
-      lines: what it printed, (seconds since its start, text).
+      lines: what it printed with compiled programs at hand, (seconds since its start, text).
       forks: `Forks`.
     """
 
@@ -39,16 +41,28 @@ class Bench:
             found = json.loads(note.read_text())
             if found["commit"] == commit and "+changes" not in commit:
                 return found["lines"]
-        self.progress("an undisturbed run, to compare with")
+        self.progress("two undisturbed runs, to compare with")
         note.unlink(missing_ok=True)
         shutil.rmtree(self.reference, ignore_errors=True)
         self.clear()
+        self._run_to_the_end()
+        first = results.of_training(self.run)
+        # The second one finds compiled programs, as those that are disturbed will: its phases take as long as theirs.
+        for path in self.run.iterdir():
+            if path.name != run_folder.COMPILATION_CACHE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        lines = self._run_to_the_end()
+        if differing := results.differing(first, results.of_training(self.run)):
+            raise SystemExit(f"Two undisturbed runs end with different results: {', '.join(differing)}")
+        shutil.copytree(self.run, self.reference, symlinks=True)
+        note.write_text(json.dumps({"commit": commit, "lines": lines}))
+        return lines
+
+    def _run_to_the_end(self):
         started = Started(*self.flags())
         ended, _ = started.end(TIMEOUT)
         if ended.code:
             raise SystemExit(f"The undisturbed run failed:\n{ended.output}")
-        shutil.copytree(self.run, self.reference, symlinks=True)
-        note.write_text(json.dumps({"commit": commit, "lines": started.lines}))
         return started.lines
 
     def flags(self, *more, mode="auto"):

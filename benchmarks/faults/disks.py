@@ -6,20 +6,19 @@ import os
 import subprocess
 
 from benchmarks.faults import results
-from benchmarks.faults.bench import TIMEOUT
+from benchmarks.faults.bench import REPORT, TIMEOUT
 from benchmarks.faults.outcome import RIGHT, WANTED, Outcome, classify
 from input_pipeline import run_folder
 
 _PAGE = 4096
-_REPORT = ("report.json", "report.md", "report.html", "frames", "video.mp4", "analysis")
 _ROW = (f"stpl/{run_folder.CHECKPOINTS}", f"stpl/{run_folder.EVALUATION}", f"stpl/{run_folder.METRICS}")
 # Phase -> what it writes, and what else is not there yet when it begins.
 _PHASES = {
-    "world": (("world",), ("data", "source_only", "stpl", *_REPORT)),
-    "preparation": (("data",), ("source_only", "stpl", *_REPORT)),
-    "checkpoint": (_ROW[:1], (*_ROW[1:], *_REPORT)),
-    "report": (_REPORT, ()),
-    "flow": (("flow",), ("data", "source_only", "stpl", *_REPORT)),
+    "world": (("world",), ("data", "source_only", "stpl", *REPORT)),
+    "preparation": (("data",), ("source_only", "stpl", *REPORT)),
+    "checkpoint": (_ROW[:1], (*_ROW[1:], *REPORT)),
+    "report": (REPORT, ()),
+    "flow": (("flow",), ("data", "source_only", "stpl", *REPORT)),
     "predict": (("output",), ()),
 }
 

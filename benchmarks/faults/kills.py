@@ -1,24 +1,37 @@
 """Signals at random moments in every phase of a run, and a second start beside the first."""
 
+import dataclasses
 import functools
 import re
 import signal
 import time
 
 from benchmarks.faults import results
-from benchmarks.faults.bench import TIMEOUT
-from benchmarks.faults.outcome import LEFT, REFUSED, RIGHT, UNNAMED, WRONG, Outcome, classify
+from benchmarks.faults.bench import REPORT, TIMEOUT
+from benchmarks.faults.outcome import LEFT, REFUSED, RIGHT, WRONG, Outcome, classify
 from benchmarks.faults.product import Started
-from input_pipeline import run_folder
 
-# Each phase begins with a line that matches, and ends with the next one's.
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run.
+
+    Attributes:
+      begins: matches the line that it begins with; it ends with the next phase's.
+      later: what an undisturbed run has, and one that is about to begin this phase has not.
+    """
+
+    begins: re.Pattern
+    later: tuple[str, ...]
+
+
 PHASES = {
-    "world": re.compile("^devices:"),
-    "preparation": re.compile("^viper/train: "),
-    "pretraining": re.compile("^source_only  step 1/"),
-    "adaptation": re.compile("^stpl  step 1/"),
-    "evaluation": re.compile("^stpl  step 6/6"),
-    "report": re.compile("^stpl  mIoU "),
+    "world": Phase(re.compile("^devices:"), ("world", "data", "source_only", "stpl", *REPORT)),
+    "preparation": Phase(re.compile("^viper/train: "), ("data", "source_only", "stpl", *REPORT)),
+    "pretraining": Phase(re.compile("^source_only  step 1/"), ("source_only", "stpl", *REPORT)),
+    "adaptation": Phase(re.compile("^stpl  step 1/"), ("stpl", *REPORT)),
+    "evaluation": Phase(re.compile("^stpl  step 6/6"), ("stpl/checkpoints/6", "stpl/evaluation.json", *REPORT)),
+    "report": Phase(re.compile("^stpl  (mIoU .*last step|is done)"), REPORT),
 }
 # Of a run that did as it was told.
 _CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
@@ -35,8 +48,9 @@ def cases(bench, count):
     found = {}
     for number, times in ((signal.SIGKILL, count), (signal.SIGTERM, -(-count // 3)), (signal.SIGINT, -(-count // 3))):
         for i in range(times):
-            name = f"{number.name} in each phase, {i + 1}"
-            found[name] = functools.partial(_disturbed_in_each_phase, bench, name, number)
+            for phase in PHASES:
+                name = f"{number.name} in {phase}, {i + 1}"
+                found[name] = functools.partial(_disturbed, bench, name, number, phase)
     found["two starts in one folder"] = functools.partial(_two_starts, bench)
     return found
 
@@ -51,38 +65,31 @@ def durations(lines):
       ValueError: a phase has no line that begins it.
     """
     begins = {}
-    for name, pattern in PHASES.items():
-        begins[name] = next((seconds for seconds, text in lines if pattern.search(text)), None)
+    for name, phase in PHASES.items():
+        begins[name] = next((seconds for seconds, text in lines if phase.begins.search(text)), None)
         if begins[name] is None:
-            raise ValueError(f"no line of the undisturbed run begins the phase {name}: {pattern.pattern}")
+            raise ValueError(f"no line of the undisturbed run begins the phase {name}: {phase.begins.pattern}")
     ends = [*list(begins.values())[1:], lines[-1][0]]
     return {name: end - begin for (name, begin), end in zip(begins.items(), ends, strict=True)}
 
 
-def _disturbed_in_each_phase(bench, name, number):
-    """One run, which is started again after each signal, and at last left alone."""
-    bench.clear()
-    if (bench.reference / run_folder.COMPILATION_CACHE).is_dir():
-        # Compiled programs do not change the bits, and a minute is saved.
-        (bench.run / run_folder.COMPILATION_CACHE).symlink_to(bench.reference / run_folder.COMPILATION_CACHE)
-    draw, hits = bench.random(name), 0
-    for phase, seconds in durations(bench.lines).items():
-        started = Started(*bench.flags())
-        began = started.wait_for(PHASES[phase], TIMEOUT)
-        if began:
-            time.sleep(draw.random() * seconds)
-        started.send(number, group=number == signal.SIGINT)
-        result, outlived = started.end(_SECONDS_TO_STOP)
-        bench.progress(f"  {phase}: code {result.code}, {result.last_line[:100]}")
-        hits += result.code != 0
-        outcome = _judge(result, number, outlived)
-        if outcome.kind != RIGHT:
-            return Outcome(outcome.kind, f"{phase}: {outcome.detail}")
-    result, outlived = Started(*bench.flags()).end(TIMEOUT)
-    outcome = classify(result, results.differing(bench.trained(), results.of_training(bench.run)), named=False)
-    if outlived:
-        return Outcome(LEFT, "after the end")
-    return outcome if outcome.kind != RIGHT else Outcome(RIGHT, f"{hits} of {len(PHASES)} signals met a living run")
+def _disturbed(bench, name, number, phase):
+    """A run that gets a signal in a phase, and is started again."""
+    bench.restore(PHASES[phase].later)
+    started = Started(*bench.flags())
+    if not started.wait_for(PHASES[phase].begins, TIMEOUT):
+        return Outcome(WRONG, f"the phase did not begin: {started.end(1)[0].error_line}")
+    time.sleep(bench.random(name).random() * durations(bench.lines)[phase])
+    started.send(number, group=number == signal.SIGINT)
+    result, outlived = started.end(_SECONDS_TO_STOP)
+    stopped = _judge(result, number, outlived)
+    if stopped.kind != RIGHT:
+        return stopped
+    again = bench.forks.run(*bench.flags(), timeout=TIMEOUT)
+    outcome = classify(again, results.differing(bench.trained(), results.of_training(bench.run)), named=False)
+    if outcome.kind == REFUSED:
+        outcome = Outcome(WRONG, f"the second start: {outcome.detail}")
+    return outcome if outcome.kind != RIGHT else Outcome(RIGHT, f"code {result.code}, last line: {result.last_line}")
 
 
 def _judge(result, number, outlived):
@@ -97,17 +104,19 @@ def _judge(result, number, outlived):
 
 
 def _two_starts(bench):
-    bench.clear()
+    bench.restore(PHASES["pretraining"].later)
     first = Started(*bench.flags())
-    if not first.wait_for(PHASES["pretraining"], TIMEOUT):
-        return Outcome(WRONG, f"the first run ended early: {first.end(1)[0].last_line}")
+    if not first.wait_for(PHASES["pretraining"].begins, TIMEOUT):
+        return Outcome(WRONG, f"the first run ended early: {first.end(1)[0].error_line}")
     # Stopped, so that it is there for as long as the second one takes.
     first.send(signal.SIGSTOP)
     second = bench.forks.run(*bench.flags(), timeout=_SECONDS_TO_STOP)
     first.send(signal.SIGCONT)
     result, outlived = first.end(TIMEOUT)
+    if outlived:
+        return Outcome(LEFT, "a process of the first run was alive afterwards")
     outcome = classify(result, results.differing(bench.trained(), results.of_training(bench.run)), named=False)
-    if outlived or outcome.kind != RIGHT:
-        return Outcome(LEFT, "") if outlived else Outcome(outcome.kind, f"the first run: {outcome.detail}")
-    outcome = classify(second, differing=("two runs at once",), named=str(bench.run) in second.output)
-    return Outcome(outcome.kind, f"the second run: {outcome.detail}") if outcome.kind != UNNAMED else outcome
+    if outcome.kind != RIGHT:
+        return Outcome(outcome.kind, f"the first run: {outcome.detail}")
+    outcome = classify(second, ("it ran beside the first",), named=second.code != 0 and str(bench.run) in second.output)
+    return Outcome(outcome.kind, f"the second run: {outcome.detail}")
