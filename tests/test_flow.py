@@ -367,6 +367,7 @@ def test_a_run_estimates_what_it_lacks(tmp_path, monkeypatch, estimates):
 
     monkeypatch.setattr(modes, "train", opening)
     monkeypatch.setattr(modes, "source_model", lambda config, workdir: "source_only")
+    monkeypatch.setattr(modes.model_choice, "start_lines", lambda *_: [])
     monkeypatch.setattr(modes.report, "write_report", lambda config, workdir, progress: reports.append(workdir))
     config = tiny_run_config()
     config.flow.source, config.flow.weights = "flownet2", "weights"
