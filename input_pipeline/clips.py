@@ -20,7 +20,8 @@ FILES = ("dataset_info.json", "features.json", "metadata.json")
 class ClipSource:
     """The examples of a prepared set: `len(source)` and `source[i]`, a dict of feature → encoded bytes.
 
-    Pickles as its path, so that it can be sent to worker processes.
+    Pickles as its path, so that it can be sent to worker processes. Where another set takes its place, shards that are
+    open can be read on, and the first read of any other is an error.
 
     Args:
       path: folder of the prepared set.

@@ -47,8 +47,9 @@ def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
     All files are checked before anything is written (see `checks.check_files`). A finished set is reused as long as it
     is whole and its raw files are those that it was prepared from, by name, size and time, or else by content; and
     where they are gone. Otherwise it is told what differs, and the set is prepared anew: the old one stays until the
-    new one is complete, and readers that have it open go on reading it. An interrupted preparation leaves a folder that
-    the next one removes. Of several processes that ask for the same set, one prepares it and the others wait.
+    new one is complete; a reader that has it open never gets a clip of the new one (see `ClipSource`). An interrupted
+    preparation leaves a folder that the next one removes. Of several processes that ask for the same set, one prepares
+    it and the others wait.
 
     Args:
       spec: `DatasetSpec`.
@@ -67,7 +68,7 @@ def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
         `spec.list_file` does not exist.
     """
     path, threads = spec_lib.prepared_path(spec, prepared_dir), threads or os.cpu_count()
-    if path in _settled:
+    if path in _settled and path.is_dir():
         return path
     verdict = _examine(spec, path, progress, threads)
     if not verdict.usable:

@@ -56,6 +56,16 @@ def test_the_files_say_the_same(runs):
     assert found["stpl", "iou/road"]["each"] == "46 51"
 
 
+def test_temporal_consistency_that_was_not_measured_is_a_dash(runs):
+    for rows in runs.values():
+        rows["stpl"]["last"] |= {"temporal_consistency": None, "temporal_consistency_warped": None}
+    lines = tables.summarise(ROWS, runs)
+    assert lines[1]["temporal_consistency"] == {"mean": None, "std": None, "each": [None, None]}
+    line = next(x for x in tables.markdown(3, lines, (1, 2), "").splitlines() if x.startswith("| STPL |"))
+    assert "| 75.0 ± 0.0 | - | - |" in line
+    assert list(csv.DictReader(io.StringIO(tables.comma_separated(lines))))
+
+
 def test_our_row_is_compared_seed_by_seed(runs):
     for seed, miou in ((1, 47), (2, 49)):
         runs[seed][tables.OURS] = evaluation(miou)
