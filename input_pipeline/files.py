@@ -17,8 +17,14 @@ def expand(path):
 
     Returns:
       An absolute `Path`, or what was given.
+
+    Raises:
+      UserError: `~NAME` of a user that there is not.
     """
-    return Path(path).expanduser().absolute() if path else path
+    try:
+        return Path(path).expanduser().absolute() if path else path
+    except RuntimeError:
+        raise UserError(f"{path}: there is no user of that name, whose home folder it could start in.") from None
 
 
 @contextlib.contextmanager

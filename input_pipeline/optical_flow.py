@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-_SMALLEST_SIDE = 12
+SMALLEST_SIDE = 12  # of the frames that it takes, pixels
 
 
 def dis_flow(frame, earlier):
@@ -28,9 +28,9 @@ def dis_flow(frame, earlier):
                 "dis_flow: expected two RGB uint8 frames of one size, found "
                 f"{frame.dtype} {list(frame.shape)} and {earlier.dtype} {list(earlier.shape)}."
             )
-    if min(frame.shape[:2]) < _SMALLEST_SIDE:
+    if min(frame.shape[:2]) < SMALLEST_SIDE:
         raise ValueError(
-            f"dis_flow: DIS needs frames of {_SMALLEST_SIDE} pixels or more a side, found {frame.shape[:2]}."
+            f"dis_flow: DIS needs frames of {SMALLEST_SIDE} pixels or more a side, found {frame.shape[:2]}."
         )
     # A new one for each pair: a small frame changes an estimator's scales for good, and so the flow of later frames.
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

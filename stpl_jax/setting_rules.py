@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 from input_pipeline.labels import CLASSES
+from input_pipeline.optical_flow import SMALLEST_SIDE
 from input_pipeline.prepare import BUILDERS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
@@ -317,6 +318,11 @@ def problems_together(config):
         )
     for domain in ("source", "target"):
         section = config.data[domain]
+        if config.flow.source == "dis" and min(section.size) < SMALLEST_SIDE:
+            found.append(
+                f"config.data.{domain}.size: expected {SMALLEST_SIDE} pixels a side or more, which config.flow.source=dis "
+                f"needs, found {tuple(section.size)}"
+            )
         outside = {k for pair in section.flow_pairs for k in pair} - set(section.offsets)
         if outside:
             found.append(

@@ -74,6 +74,7 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting():
         ("data.crop", (5,), "2 values"),
         ("data.crop", (0, 5), "(0, 0) for whole frames"),
         ("data.crop", (600, 2000), "a window within config.data.source.size=(720, 1280)"),
+        ("data.target.size", (8, 64), "12 pixels a side or more"),
         ("data.target.offsets", (1, 0), "start with 0 and rise"),
         ("data.target.flow_pairs", ((0, 3),), "frames among config.data.target.offsets=(0, 1)"),
         ("methods.stpl.topk.proportion", 1.5, "above 0, at most 1"),

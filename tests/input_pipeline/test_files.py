@@ -84,6 +84,8 @@ def test_paths_that_people_give(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert files.expand("~/a") == tmp_path / "a" == files.expand("a") == files.expand(Path("a"))
     assert files.expand("") == "" and files.expand(None) is None
+    with pytest.raises(UserError, match="~nobody-of-that-name/a: there is no user"):
+        files.expand("~nobody-of-that-name/a")
 
 
 def test_long_lists_end_in_a_count():
