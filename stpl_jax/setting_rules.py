@@ -320,8 +320,8 @@ def problems_together(config):
         section = config.data[domain]
         if config.flow.source == "dis" and min(section.size) < SMALLEST_SIDE:
             found.append(
-                f"config.data.{domain}.size: expected {SMALLEST_SIDE} pixels a side or more, which config.flow.source=dis "
-                f"needs, found {tuple(section.size)}"
+                f"config.data.{domain}.size: expected {SMALLEST_SIDE} pixels a side or more, which "
+                f"config.flow.source=dis needs, found {tuple(section.size)}"
             )
         outside = {k for pair in section.flow_pairs for k in pair} - set(section.offsets)
         if outside:
