@@ -14,7 +14,7 @@ from input_pipeline import clips as clips_lib
 from input_pipeline import raw_files, reuse
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import base, checks, cityscapes_seq, synthia_seq, viper
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, capped
 
 BUILDERS = {"viper": viper.Viper, "synthia_seq": synthia_seq.SynthiaSeq, "cityscapes_seq": cityscapes_seq.CityscapesSeq}
 
@@ -213,8 +213,8 @@ def _check(spec, progress, threads):
         raise checks.BadFilesError(spec, [*bad, empty], f"raw_dir should hold {layout.expected}.")
     if bad:
         progress(f"{spec.name}/{spec.split}: skip_bad leaves out {wanted - len(good)} of {wanted} clips:")
-        for fault in bad:
-            progress(f"  {fault}")
+        for line in capped([f"  {fault}" for fault in bad]):
+            progress(line)
     return Checked(tuple(good), raw_size, wanted - len(good), files, seen)
 
 
