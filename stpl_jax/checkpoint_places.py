@@ -73,8 +73,7 @@ def find(path, row=None, network="accel"):
     path = expand(path)
     if path.is_file():
         raise CheckpointError(
-            f"{path} is a file, and a folder with a checkpoint is expected. If it is PyTorch's, convert it first: "
-            f"python -m stpl_jax.convert {network or 'accel'} {path} OUT, and give OUT in its place (docs/weights.md)."
+            f"{path} is a file, and a folder with a checkpoint is expected. {_convert(path, network)}"
         )
     if _is_number(path.name) and any((path / item).is_dir() for item in ITEMS):
         return Place(path.parent, (path,), True, row)
@@ -86,7 +85,8 @@ def find(path, row=None, network="accel"):
     settings, there = path / run_folder.CONFIG, rows(path)
     if not settings.is_file() and not there:
         looked = f"{path} and {path / run_folder.CHECKPOINTS}"
-        raise CheckpointError(f"No checkpoint in {path} (looked in {looked}). {_EXPECTED}")
+        foreign = [_convert(file, network) for file in sorted(path.iterdir()) if file.suffix in _PYTORCH]
+        raise CheckpointError(" ".join([f"No checkpoint in {path} (looked in {looked}). {_EXPECTED}", *foreign[:1]]))
     if row is None:
         found = read_json(settings, "It is written anew by the next --mode=auto, pretrain or adapt, or name a row.")
         row, asked = (found or {}).get("method"), f"the method in {run_folder.CONFIG}"
@@ -101,6 +101,14 @@ def find(path, row=None, network="accel"):
 
 
 _EXPECTED = "Expected a working directory of a run, a folder of checkpoints, or one numbered checkpoint."
+_PYTORCH = (".pth", ".pt", ".tar", ".ckpt")
+
+
+def _convert(file, network):
+    return (
+        f"If {file.name} is PyTorch's, convert it first: python -m stpl_jax.convert {network or 'accel'} {file} OUT, "
+        "and give OUT in its place (docs/weights.md)."
+    )
 
 
 def source_model(path):

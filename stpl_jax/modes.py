@@ -70,9 +70,9 @@ def evaluate(config, workdir, progress=print):
     """Scores again every row of the table that has a checkpoint, and writes the report anew.
 
     Raises:
-      CheckpointError: the row of `config.method` has none although others have; see `model_choice.rows_to_score`.
+      CheckpointError: the row of `config.method` has none although others have; see `model_choice.table_models`.
     """
-    rows, left_out = processes.from_first(lambda: model_choice.rows_to_score(config, workdir))
+    rows, left_out = processes.from_first(lambda: model_choice.table_models(config, workdir))
     _note_settings(config, workdir)
     for row, path in rows.items():
         settings = row_config(config, row)
@@ -85,7 +85,7 @@ def evaluate(config, workdir, progress=print):
         _write_scores(settings, workdir, row, source, score, best, seconds)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     for line in left_out:
-        progress(line)
+        progress(f"evaluate  {line}")
     _report(config, workdir, progress)
 
 
