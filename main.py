@@ -78,13 +78,18 @@ def run(config, workdir):
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(workdir / run_folder.COMPILATION_CACHE))
     processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.distributed)
-    # All processes know the same; one tells.
-    progress = print if processes.is_first() else lambda line: None
     several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    waiting = [f"devices: {jax.devices()}{several}"]
+
+    def progress(line):
+        # All processes know the same; one tells: first which model is meant, as the mode says it, then on what it runs.
+        if processes.is_first():
+            print(line, *waiting, sep="\n")
+            waiting.clear()
+
     with contextlib.ExitStack() as stack:
         if FLAGS.mode != "predict":  # which writes elsewhere
             processes.from_first(lambda: stack.enter_context(run_lock(workdir, progress)))
-        progress(f"devices: {jax.devices()}{several}")
         if FLAGS.mode == "analyse":
             modes.analyse(config, workdir, FLAGS.checkpoints, progress)
         elif FLAGS.mode == "predict":

@@ -74,13 +74,7 @@ def find_checkpoints(config, workdir, wanted=()):
     """
     workdir = Path(workdir)
     if not wanted:
-        found = present_checkpoints(config, workdir, row_names(config))
-        if not found:
-            raise checkpoint.CheckpointError(
-                f"{workdir} has no checkpoint of {', '.join(row_names(config))}: run --mode=auto, pretrain or adapt "
-                "first, or name some by --checkpoints=PATH,NAME=PATH."
-            )
-        return found
+        return model_choice.table_models(config, workdir, ", or name some by --checkpoints=PATH,NAME=PATH")[0]
     found = {}
     for entry in wanted:
         given, _, path = entry.rpartition("=")

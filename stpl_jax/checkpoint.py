@@ -10,7 +10,6 @@ itself; where a folder was named, the newest whole one is taken instead, and tha
 """
 
 import dataclasses
-import errno
 import functools
 import importlib.metadata
 import warnings
@@ -26,13 +25,11 @@ from input_pipeline import run_folder
 from input_pipeline.errors import capped
 from stpl_jax import checkpoint_digests as digests
 from stpl_jax import checkpoint_places as places
+from stpl_jax import checkpoint_reading as reading
 from stpl_jax.checkpoint_places import CheckpointError, DamagedCheckpoint
 
 # What a checkpoint's `meta["network"]` names; one without the entry holds a segmentation network.
 NETWORKS = {"accel": "a segmentation network", "flownet2": "an optical flow network"}
-
-# What the machine denies says nothing about the files.
-_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 warn = functools.partial(warnings.warn, stacklevel=4)
 
@@ -91,7 +88,7 @@ def open_manager(folder, keep=2):
 
 
 def _manager(folder, **options):
-    alone, folder = _alone(), Path(folder).absolute()
+    alone, folder = reading.alone(), Path(folder).absolute()
 
     def list_files():
         # Orbax calls it when all items are written, and then gives the folder its name: the list is there or no
@@ -112,11 +109,6 @@ def _manager(folder, **options):
         "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
     }
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-
-
-def _alone():
-    index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def save(manager, step, state, meta):
@@ -152,7 +144,7 @@ def save_model(folder, variables, meta):
 
 
 def _save(manager, step, items, meta):
-    meta = digests.add(meta, {item: _flat(tree) for item, tree in items.items()})
+    meta = digests.add(meta, {item: reading.flat(tree) for item, tree in items.items()})
     arguments = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
     if not manager.save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))):
         raise CheckpointError(
@@ -181,10 +173,10 @@ def restore(manager, step, template):
 
 def _read_state(where, template):
     model, rest = _items(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template))
-    meta, stored = _read_meta(where, ("model", "train"))
+    meta, stored = reading.read_meta(where, ("model", "train"))
     for item, expected in (("model", model), ("train", rest)):
-        _check_same(_shapes(expected), _stored_shapes(where, item), where)
-    model, rest = (_read_arrays(where, item, stored) for item in ("model", "train"))
+        reading.check_same(reading.shapes_of(expected), reading.stored_shapes(where, item), where)
+    model, rest = (reading.read_arrays(where, item, stored) for item in ("model", "train"))
     return _join(template, model, rest), meta
 
 
@@ -275,11 +267,11 @@ def load_model(path, row=None, template=None, network="accel", tell=warn):
     """
 
     def read(where):
-        meta, stored = _read_meta(where, ("model",))
+        meta, stored = reading.read_meta(where, ("model",))
         _check_network(where, meta, network)
         if template is not None:
-            _check_same(_shapes(template), _stored_shapes(where, "model"), where)
-        return ModelCheckpoint(_read_arrays(where, "model", stored), meta, where), stored
+            reading.check_same(reading.shapes_of(template), reading.stored_shapes(where, "model"), where)
+        return ModelCheckpoint(reading.read_arrays(where, "model", stored), meta, where), stored
 
     return _load(path, row, network, read, tell)
 
@@ -288,7 +280,7 @@ def peek(path, row=None, network="accel", tell=warn, items=("model",)):
     """As `load_model`, without the variables: looks whether the files of items are whole, and reads `meta` alone."""
 
     def read(where):
-        meta, stored = _read_meta(where, items)
+        meta, stored = reading.read_meta(where, items)
         _check_network(where, meta, network)
         return ModelCheckpoint(None, meta, where), stored
 
@@ -342,56 +334,6 @@ def _newest(place, read):
     )
 
 
-def _read_meta(where, items):
-    """Looks whether an item's files are whole; returns `meta` without its digests, and these ({} if there are none)."""
-    problems = _guarded(where, lambda: digests.damaged_files(where, (*items, "meta")))
-    if problems:
-        raise DamagedCheckpoint(where, "; ".join(line.strip() for line in capped(problems, 3)))
-    for item in ("meta", *items):
-        if not (where / item).is_dir():
-            advice = ": it is not a training run's" if item == "train" else ""
-            raise DamagedCheckpoint(where, f"it has no item {item!r}{advice}")
-    handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())
-    meta = _guarded(where / "meta", lambda: handler.restore(where / "meta"))
-    if not isinstance(meta, dict):
-        raise DamagedCheckpoint(where, f"meta is {type(meta).__name__}, and an object is expected")
-    stored = meta.pop(digests.KEY, {})
-    if stored and (not isinstance(stored, dict) or stored.get("meta") != digests.of_json(meta)):
-        raise DamagedCheckpoint(where, "meta: other values than were saved")
-    return meta, stored
-
-
-def _read_arrays(where, item, stored):
-    """Returns an item's arrays, nested; compared with their digests, where there are any."""
-    shapes = _stored_shapes(where, item)
-    empty = {tuple(name.split("/")): np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
-    arguments = ocp.args.StandardRestore(traverse_util.unflatten_dict(empty))
-    tree = _guarded(where / item, lambda: _handler().restore(where / item, args=arguments))
-    if stored:
-        problems = digests.differing(stored.get(item, {}), _flat(tree))
-        if problems:
-            lines = "; ".join(line.strip() for line in capped(problems, 3))
-            raise DamagedCheckpoint(where, f"item {item}: {lines}")
-    return tree
-
-
-def _handler():
-    return ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
-
-
-def _guarded(path, function):
-    """Calls a function that reads below `path`: whatever a library says of it, the checkpoint is damaged."""
-    try:
-        return function()
-    # Orbax, TensorStore and JSON fail in a dozen ways on files that are missing, cut or changed.
-    except Exception as error:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_DAMAGE:
-            raise
-        where = next(p for p in (path, *path.parents) if p.name.isdigit())
-        reason = " ".join(str(error).split())[:300]
-        raise DamagedCheckpoint(where, f"{path.name} cannot be read ({type(error).__name__}: {reason})") from error
-
-
 def _check_network(where, meta, network):
     found = meta.get("network", "accel")
     if network is not None and found != network:
@@ -400,34 +342,3 @@ def _check_network(where, meta, network):
             "segmentation networks go into config.init_from and config.pretrain_from, flow networks into "
             "config.flow.weights."
         )
-
-
-def _flat(tree):
-    flat = traverse_util.flatten_dict(serialization.to_state_dict(tree), sep="/")
-    return {name: leaf for name, leaf in flat.items() if leaf is not None}
-
-
-def _shapes(tree):
-    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _flat(tree).items()}
-
-
-def _stored_shapes(where, item):
-    def read():
-        metadata = _handler().metadata(where / item)
-        return _shapes(metadata.tree if hasattr(metadata, "tree") else metadata)
-
-    return _guarded(where / item, read)
-
-
-def _check_same(expected, found, where):
-    if expected == found:
-        return
-    lines = []
-    for name in sorted(expected.keys() | found.keys()):
-        sides = [f"{side[name][0]} {side[name][1]}" if name in side else "missing" for side in (expected, found)]
-        if sides[0] != sides[1]:
-            lines.append(f"  {name}: expected {sides[0]}, found {sides[1]}")
-    raise CheckpointError(
-        f"Checkpoint {where} holds another network than the configuration describes (number of classes, depth, width, "
-        "or method):\n" + "\n".join(capped(lines))
-    )

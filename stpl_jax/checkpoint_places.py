@@ -115,7 +115,7 @@ def _refuse_other_weights(path, network):
     )
 
 
-_OTHER_WEIGHTS = (
+_OTHER_WEIGHTS = {
     ".pth",
     ".pt",
     ".tar",
@@ -127,7 +127,7 @@ _OTHER_WEIGHTS = (
     ".caffemodel",
     ".npz",
     ".h5",
-)
+}
 _EXPECTED = "Expected a working directory of a run, a folder of checkpoints, or one numbered checkpoint."
 
 

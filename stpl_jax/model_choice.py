@@ -134,8 +134,13 @@ def row_or_path(config, workdir, text, asked):
     return found or places.find(text).path
 
 
-def rows_to_score(config, workdir):
-    """Chooses the rows that `--mode=evaluate` scores: those of the run's table that have a model.
+def table_models(config, workdir, advice=""):
+    """Chooses what `--mode=evaluate` scores and `--mode=analyse` compares: the rows of the table that have a model.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      advice: what else may be done where there is nothing, the end of the message.
 
     Returns:
       dict of row -> path for `checkpoint.load_model`, text; and lines about what is left out.
@@ -151,11 +156,11 @@ def rows_to_score(config, workdir):
             workdir,
             config.method,
             f"config.method={config.method}",
-            "Set --config.method to one of them, or run --mode=auto, pretrain or adapt first.",
+            f"Set --config.method to one of them, or run --mode=auto, pretrain or adapt first{advice}.",
         )
     missing = [row for row in wanted if row not in found]
-    left_out = [f"evaluate  left out, without a checkpoint: {', '.join(missing)}"] * bool(missing)
-    left_out += [f"evaluate  left out, not in config.method or compare_with: {', '.join(others)}"] * bool(others)
+    left_out = [f"left out, without a checkpoint: {', '.join(missing)}"] * bool(missing)
+    left_out += [f"left out, not in config.method or config.compare_with: {', '.join(others)}"] * bool(others)
     return found, left_out
 
 

@@ -26,9 +26,12 @@ from stpl_jax.validation import Validation
 def auto(config, workdir, progress=print):
     """Does what is missing of source training, adaptation, evaluation and report."""
     _note_settings(config, workdir)
-    preflight.check(config, workdir, row_names(config), progress)
-    for row in row_names(config):
-        _introduce(config, workdir, row, progress)
+    rows = row_names(config)
+    _introduce(config, workdir, rows[0], progress)
+    preflight.check(config, workdir, rows, progress)
+    for row in rows:
+        if row != rows[0]:
+            _introduce(config, workdir, row, progress)
         run_row(config, workdir, row, progress)
     _estimate_flow(config, workdir, {"val": None}, progress)
     _report(config, workdir, progress)
@@ -80,9 +83,9 @@ def evaluate(config, workdir, progress=print):
     """Scores again every row of the table that has a checkpoint, and writes the report anew.
 
     Raises:
-      CheckpointError: the row of `config.method` has none although others have; see `model_choice.rows_to_score`.
+      CheckpointError: the row of `config.method` has none although others have; see `model_choice.table_models`.
     """
-    rows, left_out = processes.from_first(lambda: model_choice.rows_to_score(config, workdir))
+    rows, left_out = processes.from_first(lambda: model_choice.table_models(config, workdir))
     _note_settings(config, workdir)
     preflight.check(config, workdir, tuple(rows), progress, training=False)
     for row, path in rows.items():
@@ -96,7 +99,7 @@ def evaluate(config, workdir, progress=print):
         _write_scores(settings, workdir, row, source, score, *kept)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     for line in left_out:
-        progress(line)
+        progress(f"evaluate  {line}")
     _report(config, workdir, progress)
 
 

@@ -206,6 +206,8 @@ def test_the_report_asks_for_both_networks_once(run, monkeypatch):
 def test_checkpoints_are_found_by_row_path_and_name(run, tmp_path):
     config, folder, _ = run
     stpl = folder / "stpl" / "checkpoints"
+    both = {row: str(folder / row / "checkpoints") for row in ("source_only", "stpl")}
+    assert analysis.find_checkpoints(config, folder) == both
     assert analysis.find_checkpoints(config, folder, ["stpl"]) == {"stpl": stpl}
     found = analysis.find_checkpoints(config, folder, [f"mine={folder / 'stpl'}", "source_only", str(stpl / "0")])
     assert list(found) == ["mine", "source_only", str(stpl / "0")]
@@ -218,13 +220,13 @@ def test_checkpoints_are_found_by_row_path_and_name(run, tmp_path):
         analysis.find_checkpoints(config, folder, ["spl"])
     with pytest.raises(checkpoint.CheckpointError, match="No checkpoint in"):
         analysis.find_checkpoints(config, folder, [f"raw={folder.parent / 'raw'}"])
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of source_only, stpl.*--checkpoints"):
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of any row.*--checkpoints"):
         analysis.find_checkpoints(config, tmp_path)
     (tmp_path / "stpl" / "checkpoints").mkdir(parents=True)  # of a run that was killed before it saved one
     assert analysis.present_checkpoints(config, tmp_path, ("source_only", "stpl")) == {}
     given = config.copy_and_resolve_references()
     given.init_from = str(folder / "source_only")
-    assert analysis.find_checkpoints(given, tmp_path) == {"source_only": folder / "source_only"}
+    assert analysis.find_checkpoints(given, tmp_path) == {"source_only": str(folder / "source_only")}
 
 
 def test_networks_that_cannot_be_compared(run, tmp_path, drawn_variables):

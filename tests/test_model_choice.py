@@ -130,6 +130,7 @@ def test_a_pytorch_file_as_a_model(applied, config, tmp_path):
     for choose in (
         lambda: applied(init_from=str(tmp_path / "model.pth")),
         lambda: stpl_jax.load(tmp_path / "model.pth"),
+        lambda: stpl_jax.load(tmp_path),
         lambda: model_choice.start_lines(config, tmp_path, "stpl", tmp_path / "model.pth"),
     ):
         with pytest.raises(CheckpointError, match="python -m stpl_jax.convert accel .*model.pth OUT"):
@@ -164,7 +165,7 @@ def test_two_source_models_are_not_put_into_one_table(put, config, tmp_path):
     config.init_from = str(put("given", "source_only", 2))
     for use in (
         lambda: modes.run_row(config, tmp_path / "run", "source_only", lambda line: None),
-        lambda: model_choice.rows_to_score(config, tmp_path / "run"),
+        lambda: model_choice.table_models(config, tmp_path / "run"),
         lambda: analysis.find_checkpoints(config, tmp_path / "run"),
         lambda: analysis.find_checkpoints(config, tmp_path / "run", ["source_only"]),
     ):
@@ -178,6 +179,8 @@ def test_rows_that_are_scored(put, config, tmp_path, monkeypatch):
     put("run/bn_statistics", "bn_statistics", 1)
     with pytest.raises(CheckpointError, match=r"config.method=stpl.*bn_statistics \(step 0\)"):
         modes.evaluate(config, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="config.method=stpl.*or name some by --checkpoints=PATH,NAME=PATH"):
+        analysis.find_checkpoints(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()  # a mistyped method is not written down
     source, stpl = put("given", "source_only", 2), put("run/stpl", "stpl", 3)
     config.init_from = str(source)
@@ -193,7 +196,7 @@ def test_rows_that_are_scored(put, config, tmp_path, monkeypatch):
     modes.evaluate(config, tmp_path / "run", lines.append)
     assert scored == [source, stpl]
     assert lines[0].startswith(f"evaluate  source_only: row source_only, step 0, {source / '0'}, 5 classes")
-    assert lines[-1] == "evaluate  left out, not in config.method or compare_with: bn_statistics"
+    assert lines[-1] == "evaluate  left out, not in config.method or config.compare_with: bn_statistics"
     written = json.loads((tmp_path / "run" / "source_only" / "evaluation.json").read_text())
     assert written["source"] == str(source / "0")
 
