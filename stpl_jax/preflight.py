@@ -184,7 +184,7 @@ def _read_scores(workdir, row):
 
 def _read_meta(workdir, row):
     try:
-        return checkpoint.load_model(run_folder.checkpoints(workdir, row)).meta
+        return checkpoint.peek(run_folder.checkpoints(workdir, row), tell=lambda line: None).meta
     except checkpoint.CheckpointError:
         return None  # nothing was saved yet; or the training loop says what is wrong
 
