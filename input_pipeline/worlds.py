@@ -200,6 +200,8 @@ def _paths(spec, root):
 
 def _is_finished(content, root):
     """Checks for a manifest; raises if the folder holds another world or something else altogether."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file, and generated videos are written into a folder of that name. Move it away.")
     remedy = f"Delete {root} to have its videos generated again."
     found = read_json(root / _MANIFEST, remedy) if root.is_dir() else None
     if found == content:

@@ -1,11 +1,12 @@
 """A campaign of faults: kills, full disks, damaged files, flipped bits, wrong command lines. All on a run of seconds.
 
-    python -m benchmarks.faults --workdir=runs/faults --count=20
-    python -m benchmarks.faults --workdir=runs/faults --part=commands,flips
+    python -m benchmarks.faults --workdir=runs/faults
+    python -m benchmarks.faults --workdir=runs/faults --part=commands,flips --count=20
     python -m benchmarks.faults --workdir=runs/faults --case='kills: two starts in one folder'
 
 Prints how each case ended, a table, and for each case that did not end as it should the command that repeats it; writes
-the same to `faults.json`. Ends with 1 if there is such a case. With 20 of each, about three hours on two CPU cores.
+the same to `faults.json`. Ends with 1 if there is such a case. Without `--count` it takes two hours or so on two CPU
+cores.
 """
 
 import argparse

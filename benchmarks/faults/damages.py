@@ -24,10 +24,14 @@ def cases(bench, count):
       count: of cases.
     """
     kinds = sorted(_by_kind(bench.reference))
-    every = [(kind, damage, action) for kind in kinds for damage in DAMAGES for action in ACTIONS]
+    every = [(k, damage, action) for k in kinds for damage in DAMAGES for action in ACTIONS if _reads(action, k)]
     chosen = sorted(bench.random("damages").sample(every, min(count, len(every))))
     names = {f"{action}, {kind} {damage}": (kind, damage, action) for kind, damage, action in chosen}
     return {name: functools.partial(_damaged, bench, name, *what) for name, what in names.items()}
+
+
+def _reads(action, kind):
+    return action != "predict" or kind.startswith((run_folder.CONFIG, "stpl/", run_folder.COMPILATION_CACHE))
 
 
 def flips(bench, count):

@@ -80,9 +80,10 @@ def _disturbed(bench, name, number, phase):
     if not started.wait_for(PHASES[phase].begins, TIMEOUT):
         return Outcome(WRONG, f"the phase did not begin: {started.end(1)[0].error_line}")
     time.sleep(bench.random(name).random() * durations(bench.lines)[phase])
-    started.send(number, group=number == signal.SIGINT)
+    met = started.send(number, group=number == signal.SIGINT)
     result, outlived = started.end(_SECONDS_TO_STOP)
-    stopped = _judge(result, number, outlived)
+    # At the end of the last phase a run may come to its end all the same.
+    stopped = judge(result, number, outlived, met and phase != "report")
     if stopped.kind != RIGHT:
         return stopped
     again = bench.forks.run(*bench.flags(), timeout=TIMEOUT)
@@ -92,10 +93,22 @@ def _disturbed(bench, name, number, phase):
     return outcome if outcome.kind != RIGHT else Outcome(RIGHT, f"code {result.code}, last line: {result.last_line}")
 
 
-def _judge(result, number, outlived):
-    """Whether a run ended as it should after a signal; one that had come to its end by then did."""
+def judge(result, number, outlived, met):
+    """Whether a run ended as it should after a signal.
+
+    Args:
+      result: `Result`.
+      number: of the signal.
+      outlived: whether a process of the run was alive afterwards.
+      met: whether the signal came when there was work left.
+
+    Returns:
+      An `Outcome`; `RIGHT` for a run that stopped with the signal's exit code, or was done before.
+    """
     if outlived:
         return Outcome(LEFT, "a process of it was alive afterwards")
+    if met and result.code == 0:
+        return Outcome(WRONG, "the signal was ignored")
     outcome = classify(result, right_codes=(0, _CODES[number]))
     if outcome.kind == REFUSED:
         # It failed for another reason than the signal.

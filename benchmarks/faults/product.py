@@ -32,11 +32,16 @@ _SECONDS_TO_FOLLOW = 15
 class Forks:
     """Runs command lines of `main.py` one after the other, each in a fork of a process that has all modules."""
 
-    def __init__(self, output):
-        """`output` is the file that takes what a command line prints."""
+    def __init__(self, output, imported=_IMPORTED):
+        """Prepares the process that is forked; it starts with the first command line.
+
+        Args:
+          output: file that takes what a command line prints.
+          imported: modules that it has.
+        """
         self._output = Path(output)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(_IMPORTED))
+        self._context.set_forkserver_preload(list(imported))
 
     def run(self, *flags, timeout, home=None, largest_file=None):
         """Runs `main.py` with these flags; returns its `Result`.
@@ -109,9 +114,11 @@ class Started:
         return False
 
     def send(self, number, group=False):
-        """Sends a signal to the process, or to its whole group as a terminal does."""
-        if self._process.poll() is None:
+        """Sends a signal to the process, or to its whole group as a terminal does; returns whether it was alive."""
+        alive = self._process.poll() is None
+        if alive:
             (os.killpg if group else os.kill)(self._process.pid, number)
+        return alive
 
     def end(self, timeout):
         """Waits for the end: (`Result`, whether a descendant outlived the process; all are dead then)."""

@@ -242,6 +242,13 @@ def test_a_damaged_manifest_names_file_and_remedy(tmp_path, content):
     assert files(tmp_path) == {"manifest.json": content}
 
 
+def test_a_file_in_its_place_is_told_before_the_work(tmp_path):
+    (tmp_path / "world").write_text("mine")
+    with pytest.raises(UserError, match="world is a file"):
+        write_worlds(SPEC, tmp_path / "world", progress=silent)
+    assert files(tmp_path) == {"world": b"mine"}
+
+
 def test_an_interrupted_world_starts_again(viper_world, tmp_path):
     def stop(line):
         raise KeyboardInterrupt(line)
