@@ -45,7 +45,7 @@ def main(argv):
             run(FLAGS.config, expand(FLAGS.workdir))
             stop.check()
     except Stopped as stopped:
-        _tell(stopped.message)
+        _tell(stopped.message, by_all=False)
         if not FLAGS.coordinator and not FLAGS.distributed:
             # Everything is closed by now. Threads in which a library is still at work can crash an interpreter that
             # shuts down around them.
@@ -98,10 +98,12 @@ def run(config, workdir):
             getattr(modes, FLAGS.mode)(config, workdir, progress)
 
 
-def _tell(line):
+def _tell(line, by_all=True):
+    """Prints the last line; of several processes, each says which it is, or the first one tells for all."""
     jax = sys.modules.get("jax")
     several = jax is not None and (FLAGS.coordinator or FLAGS.distributed) and jax.process_count() > 1
-    print((f"process {jax.process_index()}: " if several else "") + line, file=sys.stderr, flush=True)
+    if by_all or not several or jax.process_index() == 0:
+        print((f"process {jax.process_index()}: " if several else "") + line, file=sys.stderr, flush=True)
 
 
 def parse(argv):
