@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -114,9 +115,10 @@ def parse(argv):
         text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
         key = re.search(r"'(\w+)'", text)
         given = [a for a in argv if a.startswith("--config.") and key and key[1] in a.partition("=")[0].split(".")]
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-        at = [f"{f.filename}, line {f.lineno}" for f in frames if f.filename != __file__][-1:]
-        sys.exit(": ".join([type(error).__name__, *(given[:1] or at), text]))
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
+        frames = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
+        at = [f"{f.filename}, line {f.lineno}" for f in frames][-1:] or [a for a in argv if a.startswith("--config=")]
+        sys.exit(": ".join([type(error).__name__, *(given or at)[:1], text]))
 
 
 if __name__ == "__main__":
