@@ -21,6 +21,7 @@ import dataclasses
 import io
 import stat
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 # By content, whatever the name says. Others of PIL's start programs (EPS) or are no pictures of cameras.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,6 +87,7 @@ def decode(path):
     if not data:
         raise UserError(f"{path}: an empty file (0 bytes), where an image was expected.")
     try:
+        _check_png(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pictures = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
             orientation = _orientation(image)
@@ -103,6 +106,21 @@ def decode(path):
             f"{path}: {pictures} pictures in one file (animation or pages), where one was expected. Split it up."
         )
     return stored
+
+
+def _check_png(data):
+    """Compares the checksums of a PNG file's own parts, which PIL leaves out for the pixels: raises ValueError."""
+    if not data.startswith(_PNG_START):
+        return
+    start = len(_PNG_START)
+    while start + 8 <= len(data):
+        length, name = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
+        end = start + 8 + length
+        # Names in lower case are of parts that nothing depends on. What is cut off is found in decoding.
+        checked = name[:1].isupper() and end + 4 <= len(data)
+        if checked and zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError(f"damaged: the checksum of its part {name.decode('latin-1')} is wrong")
+        start = end + 4
 
 
 def read_image(path):

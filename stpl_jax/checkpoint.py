@@ -329,7 +329,7 @@ def _newest(place, read):
             damaged.append(error)
     raise CheckpointError(
         f"{place.folder} has no whole checkpoint:\n"
-        + "\n".join(capped([f"  {error.where.name}: {error.what}" for error in damaged]))
+        + "\n".join(capped([f"  {error.where}: {error.what}" for error in damaged]))
         + "\nRestore one from a copy, or move the folder away to begin anew."
     )
 

@@ -42,6 +42,21 @@ def over_white(colours, alpha):
     return colours * alpha[..., None] + 255.0 * (1 - alpha[..., None])
 
 
+def test_a_bit_that_flipped_in_a_png_is_seen(tmp_path):
+    path, draw = tmp_path / "a.png", np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 9, (40, 60), np.uint8)).save(path)
+    whole, right = path.read_bytes(), np.asarray(read_image(path))
+    refused = 0
+    for place in draw.integers(0, len(whole), 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.integers(8)]) + whole[place + 1 :])
+        try:
+            np.testing.assert_array_equal(read_image(path), right)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 50
+
+
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 @pytest.mark.parametrize("capitals", [False, True])
 def test_ordinary_files_are_bit_for_bit_what_pil_and_opencv_read(tmp_path, suffix, capitals):
