@@ -100,6 +100,8 @@ def test_a_file_is_named_by_its_path_or_its_checkpoint(tmp_path):
         (f"{tmp_path}/stpl/checkpoints/6 is damaged", True),
         (f"{tmp_path}/stpl/checkpoints/64 is damaged", False),
         (f"{tmp_path}/stpl is done", False),
+        (f"{tmp_path}/stpl/checkpoints has no whole one:\n  6: model/d/abc is cut", True),
+        (f"{tmp_path}/stpl/checkpoints has no whole one:\n  6: model/d/xyz is cut", False),
         ("something is damaged", False),
     ):
         assert damages.is_named(file, tmp_path, told) == named, told

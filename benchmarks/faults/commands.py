@@ -114,7 +114,7 @@ _LINES = {
     "no such flag": Line(("--workdirs=x",), "workdirs"),
     "a stray argument": Line(("adapt",), "adapt"),
     "no such configuration": Line(("--config={folder}/nothing.py",), "{folder}/nothing.py"),
-    "a configuration that is no Python": Line(("--config={folder}/text.mp4",), "{folder}/text.mp4"),
+    "a configuration that is no Python": Line(("--config={folder}/text.mp4",), "text.mp4"),
     "a configuration without get_config": Line(("--config={folder}/empty.py",), "get_config"),
     "a working directory that is a file": Line(("--workdir={folder}/text.mp4",), "{folder}/text.mp4"),
     "a working directory nobody can write": Line(("--workdir=/proc/nothing",), "/proc/nothing"),

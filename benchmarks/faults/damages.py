@@ -67,10 +67,15 @@ def damage(path, how, draw):
 
 
 def is_named(path, run, output):
-    """Whether an output names a file of a run, or the checkpoint or prepared set that it belongs to."""
+    """Whether an output names a file of a run, the checkpoint or prepared set that it belongs to, or its place in one."""
+
+    def occurs(name):
+        return re.search(rf"{re.escape(str(name))}(?![\w-])", output)
+
     parts = path.relative_to(run).parts
-    names = [path, *(run.joinpath(*parts[:n]) for n in range(3, len(parts)))]
-    return any(re.search(rf"{re.escape(str(name))}(?![\w-])", output) for name in names)
+    folders = [run.joinpath(*parts[:n]) for n in range(2, len(parts))]
+    whole = any(map(occurs, (path, *folders[1:])))
+    return bool(whole or (any(map(occurs, folders)) and occurs("/".join(parts[-2:]))))
 
 
 def _by_kind(run):

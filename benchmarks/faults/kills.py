@@ -76,7 +76,8 @@ def durations(lines):
 def _disturbed(bench, name, number, phase):
     """A run that gets a signal in a phase, and is started again."""
     bench.restore(PHASES[phase].later)
-    started = Started(*bench.flags())
+    # A decoding process, so that there is one that could be left over. It does not change the bits.
+    started = Started(*bench.flags("--config.data.workers=1"))
     if not started.wait_for(PHASES[phase].begins, TIMEOUT):
         return Outcome(WRONG, f"the phase did not begin: {started.end(1)[0].error_line}")
     time.sleep(bench.random(name).random() * durations(bench.lines)[phase])
