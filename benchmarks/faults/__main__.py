@@ -91,7 +91,7 @@ def main():
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for the campaign; nothing else is in it")
     parser.add_argument("--part", type=lambda text: text.split(","), default=list(PARTS), help=", ".join(PARTS))
-    parser.add_argument("--count", type=int, help="how many of each part; default more")
+    parser.add_argument("--count", type=int, help="how many of each part; of kills and full disks, in each phase")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--case", help="one case alone, as PART: NAME")
     parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of faults.json")

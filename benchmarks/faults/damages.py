@@ -67,7 +67,7 @@ def damage(path, how, draw):
 
 
 def is_named(path, run, output):
-    """Whether an output names a file of a run, the checkpoint or prepared set that it belongs to, or its place in one."""
+    """Whether an output names a file of a run, the checkpoint or prepared set that it is in, or its place in one."""
 
     def occurs(name):
         return re.search(rf"{re.escape(str(name))}(?![\w-])", output)
