@@ -9,6 +9,7 @@ Whatever is read is compared with its digests (`checkpoint_digests`). A damaged 
 itself; where a folder was named, the newest whole one is taken instead, and that is said.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -108,7 +109,40 @@ def _manager(folder, **options):
         "train": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
         "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
     }
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    return _Manager(folder, options=options, item_handlers=handlers)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which writes beside the training, and raises what went wrong there in whichever call comes next."""
+
+    def save(self, *args, **kwargs):
+        with _named(self.directory):
+            return super().save(*args, **kwargs)
+
+    def wait_until_finished(self):
+        with _named(self.directory):
+            super().wait_until_finished()
+
+    def close(self):
+        with _named(self.directory):
+            super().close()
+
+
+@contextlib.contextmanager
+def _named(folder):
+    """Says of an error in writing where it was, and what there is still."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # TensorStore tells of a full disk by a ValueError, Orbax of other threads' errors by several types.
+    except Exception as error:
+        kept = [where.name for where in places.in_folder(folder)]
+        raise CheckpointError(
+            f"A checkpoint cannot be written into {folder}: {' '.join(str(error).split())[:400]}. "
+            + (f"That of step {kept[0]} is kept. " if kept else "")
+            + "Make room, or the folder writable, and give the same command again."
+        ) from error
 
 
 def save(manager, step, state, meta):

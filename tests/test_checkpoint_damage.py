@@ -273,3 +273,17 @@ def test_looking_without_the_variables(folder):
     (folder / "4" / "meta" / "metadata").unlink()
     told = []
     assert checkpoint.peek(folder, tell=told.append).path.name == "2" and len(told) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_with_what_is_kept(tmp_path, monkeypatch):
+    variables = {"params": {"kernel": np.ones((2, 3), np.float32)}}
+    checkpoint.save_model(tmp_path / "row", variables, {})
+
+    def full(self):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing "params/kernel" [source locations]\n more')
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "wait_until_finished", full)
+    folder = tmp_path / "row" / "checkpoints"
+    with pytest.raises(CheckpointError, match="RESOURCE_EXHAUSTED.*That of step 0 is kept. Make room") as caught:
+        checkpoint.open_manager(folder).wait_until_finished()
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
