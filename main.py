@@ -62,14 +62,15 @@ def run(config, workdir):
     """Sets up devices and hands over."""
     sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {config.cpu_xla_flags}".strip()
-    # Orbax and Grain tell at length what they do; our own lines are printed.
-    logging.set_verbosity(logging.WARNING)
+    # Orbax and Grain tell at length what they do, and log the traceback of what they raise; our own lines are printed.
+    logging.set_verbosity(logging.FATAL)
     # Imported here: processes that this one starts for rendering and decoding read this file and need neither.
     import jax
 
     from stpl_jax import modes, processes, settings
     from stpl_jax.run_lock import run_lock
 
+    _leave_out_closed_loops()
     config = settings.expand_paths(config)
     settings.check(config)
     if FLAGS.mode == "predict" and not (FLAGS.input and FLAGS.output):
@@ -105,6 +106,18 @@ def _tell(line, by_all=True):
     several = jax is not None and (FLAGS.coordinator or FLAGS.distributed) and jax.process_count() > 1
     if by_all or not several or jax.process_index() == 0:
         print((f"process {jax.process_index()}: " if several else "") + line, file=sys.stderr, flush=True)
+
+
+def _leave_out_closed_loops():
+    """Leaves out what TensorStore prints for each of its writes that fails after the first: it tells an event loop that
+    has ended. The first failure is raised, and told by us."""
+    printed = sys.excepthook
+
+    def hook(kind, error, trace):
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            printed(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def parse(argv):
