@@ -73,6 +73,9 @@ def run(config, workdir):
     _leave_out_closed_loops()
     config = settings.expand_paths(config)
     settings.check(config)
+    for flag, mode in (("input", "predict"), ("output", "predict"), ("row", "predict"), ("checkpoints", "analyse")):
+        if FLAGS[flag].present and FLAGS.mode != mode:
+            raise UserError(f"--{flag} belongs to --mode={mode}; --mode={FLAGS.mode} does not use it. Leave it out.")
     if FLAGS.mode == "predict" and not (FLAGS.input and FLAGS.output):
         raise UserError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
     # Before anything asks for a device. Accelerators, where there are any, are used all the same.

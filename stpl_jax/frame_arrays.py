@@ -1,8 +1,11 @@
 """What people hand to a network as frames, flow and size: checked, with a word on how to convert."""
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline.errors import UserError
+
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 def video_array(values):
@@ -137,6 +140,16 @@ def _array(values, name, expected):
         )
     if hasattr(values, "__next__"):
         raise UserError(f"Expected {name} as {expected}, found an iterator. segment_stream takes iterators.")
+    for image in values if isinstance(values, list | tuple) else (values,):
+        if not isinstance(image, Image.Image):
+            continue
+        # Of grey and transparent ones the array tells the same, below.
+        if image.mode not in ("RGB", "RGBA", "L", "1") or image.getexif().get(_ORIENTATION, 1) != 1:
+            raise UserError(
+                f"Expected {name} as {expected}, found a PIL image of mode {image.mode}, stored with EXIF orientation "
+                f'{image.getexif().get(_ORIENTATION, 1)}: PIL.ImageOps.exif_transpose(image).convert("RGB") is upright '
+                "and in RGB."
+            )
     try:
         array = np.asarray(values)
     except ValueError as error:

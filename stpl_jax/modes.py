@@ -92,6 +92,8 @@ def evaluate(config, workdir, progress=print):
         settings = row_config(config, row)
         stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
         before = _known_scores(workdir, row, progress)
+        if row != SOURCE:
+            model_choice.check_origin(config, row, stored.meta.get("source", ""))
         score = _score(settings, workdir, stored, progress)
         own = path == str(run_folder.checkpoints(workdir, row))
         source = stored.meta.get("source", "unknown") if own else str(stored.path)
@@ -127,6 +129,7 @@ def predict(config, workdir, row, source, output, progress=print):
 
     The first process does it alone.
     """
+
     processes.from_first(lambda: _predict(config, workdir, row, source, output, progress))
 
 

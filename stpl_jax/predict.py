@@ -26,6 +26,7 @@ from stpl_jax.models.accel import make_segmenter
 from stpl_jax.ops.resize import argmax_resized, resize_flow
 from stpl_jax.ops.warp import warp
 from stpl_jax.result_folder import CLASSES_FOLDER, OVERLAY_VIDEO, OVERLAYS_FOLDER
+from stpl_jax.run_lock import run_lock
 from stpl_jax.video import fit, overlay, video_writer, write_image
 from stpl_jax.video_packets import Losses
 
@@ -93,7 +94,8 @@ class Model:
           `[H, W]` uint8 train ids of each frame.
 
         Raises:
-          UserError: another shape or type of array than the first frame's, or fewer flows than frames.
+          UserError: another shape or type of array than the first frame's, or another number of flows than goes with
+            the frames.
         """
         size, flows = frame_arrays.size_pair(size), None if flows is None else iter(flows)
         shape = earlier = earlier_scores = result = None
@@ -120,6 +122,12 @@ class Model:
             result = classes
         if result is not None:
             yield np.asarray(result)
+        if flows is not None and next(flows, None) is not None:
+            raise UserError(
+                f"More flow than {i} fields for {i + 1} frames: it lies between two frames, one field less than frames,"
+                " "
+                "flow[i] on the grid of frame i+1. The classes were made with the first ones."
+            )
 
     def _given_flow(self, flow, i, size):
         if flow is None:
@@ -225,6 +233,11 @@ def predict_files(model, source, output, progress=print):
     for line in frames.notes:
         progress(f"predict  {line}")
     manifest = {"model": str(model.path), "classes": list(model.classes)}
+    with run_lock(output, progress, ".lock", "--output"):
+        return _predict_alone(model, frames, output, manifest, started, progress)
+
+
+def _predict_alone(model, frames, output, manifest, started, progress):
     result_folder.prepare(output, frames, manifest, progress)
     losses, written = Losses(), _Written()
     try:

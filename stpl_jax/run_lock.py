@@ -27,8 +27,8 @@ class RunLocked(UserError):
 
 
 @contextlib.contextmanager
-def run_lock(workdir, progress=print):
-    """Keeps other processes out of a run's folder while it is entered.
+def run_lock(workdir, progress=print, name=run_folder.LOCK, flag="--workdir"):
+    """Keeps other processes out of a run's folder, or a folder of results, while it is entered.
 
     The kernel's lock on `<workdir>/lock` ends with the process, however that ends, so that none is left by a kill. A
     network file system may not show it on another host: so the file also names its holder's host and process, and its
@@ -37,6 +37,8 @@ def run_lock(workdir, progress=print):
     Args:
       workdir: the run's folder; made if it is missing.
       progress: called with a line of text where a dead process's lock is taken over.
+      name: of the file in the folder.
+      flag: the one that names the folder, for the message.
 
     Yields:
       Nothing.
@@ -45,12 +47,12 @@ def run_lock(workdir, progress=print):
       RunLocked: names the other's host and process.
       OSError: the folder cannot be written to.
     """
-    path = Path(workdir) / run_folder.LOCK
+    path, ways = Path(workdir) / name, _WAYS.format(flag)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         alone = _flock(handle)
-        _refuse_if_held(path, handle, alone, progress)
+        _refuse_if_held(path, handle, alone, progress, ways)
         mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(mine).encode(), 0)
@@ -80,21 +82,21 @@ def _flock(handle):
     return True
 
 
-def _refuse_if_held(path, handle, alone, progress):
+def _refuse_if_held(path, handle, alone, progress, ways):
     holder = _holder(handle)
     if holder is None:
         if alone is False:
-            raise RunLocked(f"{path.parent}: another process is at work here and has not said which. {_WAYS}")
+            raise RunLocked(f"{path.parent}: another process is at work here and has not said which. {ways}")
         return
     who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
     if alone is False:
-        raise RunLocked(f"{path.parent} is in use by {who}. {_WAYS}")
+        raise RunLocked(f"{path.parent} is in use by {who}. {ways}")
     if holder["host"] == socket.gethostname():
         held = alone is None and _lives(holder["process"])
     else:
         held = _shows_life(handle, lambda: progress(f"{path.parent} was in use by {who}: watching whether it lives"))
     if held:
-        raise RunLocked(f"{path.parent} is in use by {who}. {_WAYS} If that process is gone, delete {path}.")
+        raise RunLocked(f"{path.parent} is in use by {who}. {ways} If that process is gone, delete {path}.")
     progress(f"{path.parent} was in use by {who}, which has ended without saying so: taken over")
 
 
@@ -112,7 +114,7 @@ def _shows_life(handle, tell):
     return False
 
 
-_WAYS = "Two runs would overwrite each other's results: wait for it, stop it, or give another --workdir."
+_WAYS = "Two runs would overwrite each other's results: wait for it, stop it, or give another {}."
 
 
 def _holder(handle):

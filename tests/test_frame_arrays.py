@@ -115,3 +115,20 @@ def test_flow_values():
             frame_arrays.flow_array(flow, 3, (5, 7))
     with pytest.raises(UserError, match="found int16.*divide by 10"):
         frame_arrays.flow_array(np.zeros((5, 7, 2), np.int16), 1, (5, 7))
+
+
+@pytest.mark.parametrize("mode", ["HSV", "YCbCr", "LAB", "CMYK", "P", "LA"])
+def test_pil_images_of_another_mode_name_the_conversion(mode):
+    image = Image.new("RGB", (8, 6)).convert("L" if mode == "LAB" else mode)
+    image = Image.new("LAB", (8, 6)) if mode == "LAB" else image
+    for values in (image, [image], [Image.new("RGB", (8, 6)), image]):
+        with pytest.raises(UserError, match=rf"PIL image of mode {mode}.*convert\(.RGB.\)"):
+            frame_arrays.video_array(values)
+
+
+def test_a_pil_image_on_its_side_is_no_frame():
+    image = Image.new("RGB", (8, 6))
+    image.getexif()[0x0112] = 6
+    with pytest.raises(UserError, match="EXIF orientation 6.*exif_transpose"):
+        frame_arrays.frame_array(image, 0)
+    np.testing.assert_array_equal(frame_arrays.video_array([Image.new("RGB", (8, 6))]), np.zeros((1, 6, 8, 3)))

@@ -18,6 +18,7 @@ from stpl_jax import checkpoint, predict
 from stpl_jax.models.accel import Accel
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
+from stpl_jax.run_lock import run_lock
 from stpl_jax.video_packets import SourceError
 
 TRAIN_SIZE = (32, 64)
@@ -212,7 +213,7 @@ def read_all(folder):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def test_a_folder_end_to_end(model, tmp_path):
@@ -351,3 +352,20 @@ def test_a_run_that_is_stopped_keeps_what_is_written(model, tmp_path, monkeypatc
     assert predict.predict_files(model, path, tmp_path / "out", lines.append) == 5
     assert "removed the 5 results of an earlier predict" in lines[0]
     assert names(tmp_path / "out") == ["classes", "overlay.mp4", "overlays", "predict.json"]
+
+
+def test_two_predicts_do_not_mix_their_results(model, tmp_path):
+    frames = tmp_path / "in"
+    frames.mkdir()
+    for i, pixels in enumerate(make_frames(2)):
+        Image.fromarray(pixels).save(frames / f"{i}.png")
+    with run_lock(tmp_path / "out", name=".lock"), pytest.raises(UserError, match="in use by process.*--output"):
+        predict.predict_files(model, frames, tmp_path / "out", lambda line: None)
+    assert not (tmp_path / "out" / "predict.json").exists()
+    assert predict.predict_files(model, frames, tmp_path / "out", lambda line: None) == 2
+
+
+def test_a_stream_with_a_flow_field_too_many_is_told(model):
+    flows = [np.zeros((*SIZE, 2), np.float32)] * 3
+    with pytest.raises(UserError, match="More flow than 2 fields for 3 frames"):
+        list(model.segment_stream(make_frames(3), flows))
