@@ -122,10 +122,9 @@ class Model:
             result = classes
         if result is not None:
             yield np.asarray(result)
-        if flows is not None and next(flows, None) is not None:
+        if result is not None and flows is not None and next(flows, None) is not None:
             raise UserError(
-                f"More flow than {i} fields for {i + 1} frames: it lies between two frames, one field less than frames,"
-                " "
+                f"More flow than {i} fields for {i + 1} frames. Flow lies between two frames, one field less than frames: "
                 "flow[i] on the grid of frame i+1. The classes were made with the first ones."
             )
 
