@@ -97,7 +97,11 @@ def evaluate(config, workdir, progress=print):
         score = _score(settings, workdir, stored, progress)
         own = path == str(run_folder.checkpoints(workdir, row))
         source = stored.meta.get("source", "unknown") if own else str(stored.path)
-        kept = (before.best_on_validation, before.seconds_per_step, before.data) if before else (score,)
+        kept = (score,)
+        if before:
+            # The best of other clips is none of these.
+            same = before.last.get("data") == score.get("data")
+            kept = (before.best_on_validation if same else score, before.seconds_per_step, before.data)
         _write_scores(settings, workdir, row, source, score, *kept)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     for line in left_out:

@@ -124,8 +124,8 @@ class Model:
             yield np.asarray(result)
         if result is not None and flows is not None and next(flows, None) is not None:
             raise UserError(
-                f"More flow than {i} fields for {i + 1} frames. Flow lies between two frames, one field less than frames: "
-                "flow[i] on the grid of frame i+1. The classes were made with the first ones."
+                f"More flow than {i} fields for {i + 1} frames. Flow lies between two frames, one field less than "
+                "frames: flow[i] on the grid of frame i+1. The classes were made with the first ones."
             )
 
     def _given_flow(self, flow, i, size):

@@ -59,6 +59,7 @@ def make_report(config, evaluations):
             **{name: _number(last[name]) for name in _SCORES},
             "iou": {name: _number(value) for name, value in last["iou"].items()},
             "step": last["step"],
+            "data": last.get("data"),
             "best_on_validation": {"miou": _number(best["miou"]), "step": best["step"]},
             "seconds_per_step": _number(evaluation.seconds_per_step),
         }
@@ -136,6 +137,11 @@ def settings_lines(report):
         lines.append(
             "a dash for temporal consistency: not measured, because there was no flow into the frame before the "
             "earlier one for all validation clips"
+        )
+    if len({scores["data"] for scores in report["results"].values()} - {None}) > 1:
+        lines.append(
+            "warning: the rows were scored on different validation clips, and their scores cannot be compared; "
+            "evaluate scores them again"
         )
     lines += [
         f"{row}: method {settings['method']}, from {settings['source']}" for row, settings in report["settings"].items()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, PALETTE, colour_table, train_id_table
-from stpl_jax import checkpoint, predict, report
+from stpl_jax import checkpoint, predict, report, report_html
 from stpl_jax.models.accel import initial_variables, make_segmenter
 
 TRAIN_SIZE = (32, 64)
@@ -241,3 +241,17 @@ def test_only_the_first_process_writes(tmp_path, config, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     report.write_report(config, tmp_path)
     assert not (tmp_path / "report.json").exists()
+
+
+def test_scores_on_other_clips_are_marked(config, tmp_path):
+    for row, miou in (("source_only", 30.0), ("stpl", 50.0)):
+        write_evaluation(tmp_path, row, miou)
+    told = "scored on different validation clips"
+    numbers = report.make_report(config, report.read_evaluations(config, tmp_path))
+    assert told not in report.report_text(numbers, "stpl")
+    for row, digest in (("source_only", "one"), ("stpl", "other")):
+        path = tmp_path / row / "evaluation.json"
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"last": found["last"] | {"data": digest}}))
+    numbers = report.make_report(config, report.read_evaluations(config, tmp_path))
+    assert told in report.report_text(numbers, "stpl") and told in report_html.page(numbers, "stpl", {}, {})
