@@ -178,9 +178,9 @@ def _place(data, batch_size, index, count, i):
 
 
 def _with_state(data, stream, position, step, starts_processes):
-    iterator = iter(data)
+    # Processes are started by the iterator, or with the first batch.
+    iterator = without_interrupts(iter, data) if starts_processes else iter(data)
     try:
-        # With the first batch, where there are any.
         first = (without_interrupts(next, iterator),) if starts_processes else ()
         for batch in itertools.chain(first, iterator):
             position += step

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -20,6 +21,8 @@ def without_interrupts(function, *arguments):
     Returns:
       What the function returns.
     """
+    # Python's own helper comes first: as it starts, it makes the thread hear again.
+    multiprocessing.resource_tracker.ensure_running()
     deaf = (signal.SIG_BLOCK, {signal.SIGINT})
     with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=deaf) as pool:
         return pool.submit(function, *arguments).result()

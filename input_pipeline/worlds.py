@@ -282,9 +282,8 @@ def _run(spec, drives, root):
     # Spawned, not forked: the caller may hold threads and devices that do not survive a fork.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        # The first one starts the processes.
-        waiting = [without_interrupts(pool.submit, _write_drive, spec, drives[0], root)]
-        waiting += [pool.submit(_write_drive, spec, drive, root) for drive in drives[1:]]
+        # The processes are started as there is work for them.
+        waiting = without_interrupts(lambda: [pool.submit(_write_drive, spec, drive, root) for drive in drives])
         for finished in as_completed(waiting):
             yield finished.result()
     except BrokenProcessPool as error:

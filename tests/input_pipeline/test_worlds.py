@@ -339,7 +339,7 @@ def test_killed_while_it_writes_no_process_is_left(tmp_path):
     assert not (tmp_path / "world").exists() and len(list(tmp_path.glob("world.*.unfinished/viper"))) == 1
 
 
-# Ctrl-C, in the moment in which both processes start.
+# Ctrl-C, again and again while both processes start.
 INTERRUPTED = """
 import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
@@ -348,7 +348,11 @@ from input_pipeline.worlds import WorldSpec, write_worlds
 def interrupt():
     while len(multiprocessing.active_children()) < 2:
         time.sleep(0.001)
-    os.killpg(0, signal.SIGINT)
+    for _ in range(5):
+        time.sleep(0.05)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
 
 if __name__ == "__main__":
     threading.Thread(target=interrupt, daemon=True).start()
@@ -363,7 +367,7 @@ def test_of_all_processes_one_answers_to_an_interrupt(tmp_path):
     (tmp_path / "parent.py").write_text(INTERRUPTED)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, tmp_path / "parent.py", tmp_path / "world"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr, done.returncode) == ("stopped\n", "", 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".world.lock", "parent.py"]
 
