@@ -7,6 +7,7 @@ whether they belong to one process or to many, and a position is all that has to
 """
 
 import functools
+import itertools
 
 import cv2
 import grain
@@ -15,7 +16,7 @@ from absl import flags
 
 from input_pipeline import clips
 from input_pipeline.errors import UserError
-from input_pipeline.workers import serve_parent
+from input_pipeline.workers import serve_parent, without_interrupts
 
 
 class _Clips:
@@ -159,7 +160,8 @@ def train_batches(
         processes = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch))
         data = data.mp_prefetch(processes, worker_init_fn=serve_parent)
     # Batching comes after the workers: their number then cannot change which clips meet in a batch.
-    return _with_state(data.batch(batch_size, batch_fn=_stack), stream, position, batch_size * count)
+    batches = data.batch(batch_size, batch_fn=_stack)
+    return _with_state(batches, stream, position, batch_size * count, starts_processes=num_workers > 0)
 
 
 def _share(data, batch_size, index, count):
@@ -175,10 +177,12 @@ def _place(data, batch_size, index, count, i):
     return data[(batch * count + index) * batch_size + within]
 
 
-def _with_state(data, stream, position, step):
-    iterator = iter(data)
+def _with_state(data, stream, position, step, starts_processes):
+    # Processes are started by the iterator, or with the first batch.
+    iterator = without_interrupts(iter, data) if starts_processes else iter(data)
     try:
-        for batch in iterator:
+        first = (without_interrupts(next, iterator),) if starts_processes else ()
+        for batch in itertools.chain(first, iterator):
             position += step
             yield batch, {**stream, "position": position}
     except RuntimeError as error:

@@ -2,21 +2,38 @@
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 # A process that is told to end by SIGTERM leaves its parent this long to finish what it is at.
 _SECONDS_AFTER_SIGTERM = 30.0
 
 
+def without_interrupts(function, *arguments):
+    """Calls a function; processes that are started within do not hear Ctrl-C, from their first moment on.
+
+    It reaches all processes of a terminal, and one of them is to answer. They inherit what a thread is deaf to, so the
+    function is called in a thread of its own; this one hears on.
+
+    Returns:
+      What the function returns.
+    """
+    # Python's own helper comes first: as it starts, it makes the thread hear again.
+    multiprocessing.resource_tracker.ensure_running()
+    deaf = (signal.SIG_BLOCK, {signal.SIGINT})
+    with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=deaf) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def end_with_parent():
     """To be called first thing in a process that `multiprocessing` has started: it will not outlive its parent.
 
-    The parent holds one end of a pipe, which the system closes however the parent dies, SIGKILL included. Ctrl-C,
-    which reaches all processes of a terminal, is left to the parent, so that one of them answers.
+    The parent holds one end of a pipe, which the system closes however the parent dies, SIGKILL included. Ctrl-C is
+    left to the parent, see `without_interrupts`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = multiprocessing.parent_process().sentinel
     threading.Thread(target=_exit_after, args=(sentinel,), name="end_with_parent", daemon=True).start()
 

@@ -23,7 +23,7 @@ from input_pipeline.errors import UserError, capped
 from input_pipeline.files import read_json
 from input_pipeline.street import exact_flow, render
 from input_pipeline.whole_folder import turn_to_write, whole_folder
-from input_pipeline.workers import end_with_parent
+from input_pipeline.workers import end_with_parent, without_interrupts
 from input_pipeline.world_layouts import frame_path, frame_size, write_flow_pair, write_frame, write_label
 from input_pipeline.world_scenes import sample_scene
 
@@ -282,7 +282,8 @@ def _run(spec, drives, root):
     # Spawned, not forked: the caller may hold threads and devices that do not survive a fork.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        waiting = [pool.submit(_write_drive, spec, drive, root) for drive in drives]
+        # The processes are started as there is work for them.
+        waiting = without_interrupts(lambda: [pool.submit(_write_drive, spec, drive, root) for drive in drives])
         for finished in as_completed(waiting):
             yield finished.result()
     except BrokenProcessPool as error:

@@ -83,6 +83,7 @@ def _disturbed(bench, name, number, phase):
     time.sleep(bench.random(name).random() * durations(bench.lines)[phase])
     met = started.send(number, group=number == signal.SIGINT)
     result, outlived = started.end(_SECONDS_TO_STOP)
+    (bench.workdir / "output.txt").write_text(result.output)
     # At the end of the last phase a run may come to its end all the same.
     stopped = judge(result, number, outlived, met and phase != "report")
     if stopped.kind != RIGHT:

@@ -114,14 +114,27 @@ def test_threads_and_prefetching_change_nothing(source, changes):
 def test_worker_processes_change_nothing_and_a_lost_one_is_told(source):
     values = {"batch_size": 3, "seed": 7, "offsets": (0, 1), "flow_pairs": ((0, 1),), "label": True}
     batches = loader.train_batches(source, **values, num_threads=1, prefetch=1, flip=True, crop=(12, 20), num_workers=2)
-    taken = list(itertools.islice(batches, 2))
+    started, interrupted = threading.Event(), set()
+
+    def interrupt():
+        # Ctrl-C, again and again while they start.
+        while not started.wait(0.02):
+            for worker in multiprocessing.active_children():
+                interrupted.add(worker.pid)
+                os.kill(worker.pid, signal.SIGINT)
+
+    terminal = threading.Thread(target=interrupt)
+    terminal.start()
+    taken = [next(batches)]
+    started.set()
+    terminal.join()
     workers = multiprocessing.active_children()
-    assert len(workers) == 2
+    assert len(workers) == 2 and interrupted == {worker.pid for worker in workers}
     for worker in workers:
         # As a terminal and a job scheduler send them, to all processes: what follows is the parent's to say.
         os.kill(worker.pid, signal.SIGINT)
         os.kill(worker.pid, signal.SIGTERM)
-    taken += itertools.islice(batches, 6)
+    taken += itertools.islice(batches, 7)
     assert_same(taken, train(source, 8))
     workers[0].kill()
     with pytest.raises(UserError, match="memory.* --config.data.workers=0"):

@@ -339,6 +339,39 @@ def test_killed_while_it_writes_no_process_is_left(tmp_path):
     assert not (tmp_path / "world").exists() and len(list(tmp_path.glob("world.*.unfinished/viper"))) == 1
 
 
+# Ctrl-C, again and again while both processes start.
+INTERRUPTED = """
+import multiprocessing, os, signal, sys, threading, time
+from pathlib import Path
+from input_pipeline.worlds import WorldSpec, write_worlds
+
+def interrupt():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.001)
+    for _ in range(5):
+        time.sleep(0.05)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        write_worlds(WorldSpec(size=(64, 128), source_clips=60, workers=2), Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_of_all_processes_one_answers_to_an_interrupt(tmp_path):
+    (tmp_path / "parent.py").write_text(INTERRUPTED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, tmp_path / "parent.py", tmp_path / "world"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("stopped\n", "", 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".world.lock", "parent.py"]
+
+
 def test_a_worker_that_is_killed_is_told(tmp_path):
     def kill(line):
         multiprocessing.active_children()[0].kill()
