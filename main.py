@@ -60,7 +60,8 @@ def main(argv):
 
 def run(config, workdir):
     """Sets up devices and hands over."""
-    sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
+    # Progress shows at once in a log file, too; names of files need not be text.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {config.cpu_xla_flags}".strip()
     # Orbax and Grain tell at length what they do, and log the traceback of what they raise; our own lines are printed.
     logging.set_verbosity(logging.FATAL)
