@@ -59,6 +59,7 @@ def breaches(folder, allowed=None, forbidden=()):
             "stpl_jax/methods",
             (
                 "input_pipeline.errors",
+                "input_pipeline.needs",
                 "stpl_jax.methods",
                 "stpl_jax.models",
                 "stpl_jax.losses",

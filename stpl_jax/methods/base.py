@@ -5,31 +5,16 @@ A method says which data it needs, which parameters it adds, and what its loss i
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from flax import struct
 
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 
 # Parameters that no method of the paper trains, as regular expressions on parameter paths.
 BATCH_NORM_PARAMETERS = r"/(bn\d|downsample_1)/(scale|bias)$"
 CLASSIFIER_PARAMETERS = r"^segmenter/(layer5|layer6|sf_layer)/"
-
-
-@dataclass(frozen=True)
-class DomainNeeds:
-    """What a method reads of one domain; the loader decodes nothing else.
-
-    Attributes:
-      offsets: frames of a clip, newest first: 0 is x_t, 1 is x_{t-1}.
-      flow_pairs: pairs (a, b), flow on the grid of x_{t-a} that points into x_{t-b}.
-      labels: whether x_t's label is read.
-    """
-
-    offsets: tuple[int, ...] = (0, 1)
-    flow_pairs: tuple[tuple[int, int], ...] = ((0, 1),)
-    labels: bool = False
 
 
 class Aux(struct.PyTreeNode):

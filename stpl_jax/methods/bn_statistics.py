@@ -1,7 +1,8 @@
 """The control that the paper lacks: forward passes on target, which move the running averages; nothing is trained."""
 
 from input_pipeline.errors import UserError
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from input_pipeline.needs import DomainNeeds
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import extract, frames_first
 
 

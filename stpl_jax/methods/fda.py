@@ -11,8 +11,9 @@ predictions of three networks (0.01, 0.05, 0.09) and trains them again on their 
 """
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax.losses.entropy import robust_entropy
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.ops.fourier import swap_low_frequencies

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import augmented_clips, clip_predictions, mirrored_scores
 from stpl_jax.models.projection import Projection
 from stpl_jax.ops.augment import AugmentSettings

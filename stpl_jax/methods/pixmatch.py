@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.models.accel import Scores

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import self_information
 from stpl_jax.losses.pseudo_labels import share_of
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.needs import DomainNeeds
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import clip_scores
 
 

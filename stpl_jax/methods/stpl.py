@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean, pixel_contrast
 from stpl_jax.losses.pseudo_labels import confident_pixels
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds, Method
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, Method
 from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
 from stpl_jax.models.fusion import make_fusion
 from stpl_jax.models.projection import Projection

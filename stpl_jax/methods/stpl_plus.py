@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 from stpl_jax.losses.contrastive import class_balance, masked_mean
 from stpl_jax.losses.pseudo_labels import confident_pixels
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, DomainNeeds, Method
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, Method
 from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
 from stpl_jax.ops.augment import AugmentSettings
 

@@ -1,8 +1,9 @@
 """Training with labels: source_only (on source), and the tables' upper bound, oracle (on target)."""
 
+from input_pipeline.needs import DomainNeeds
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import clip_scores
 from stpl_jax.ops.resize import resize_align_corners
 

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
-from stpl_jax.methods.base import Aux, DomainNeeds, Method
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.forward import clip_scores, flow_on_grid
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.ops.augment import AugmentSettings, photometric

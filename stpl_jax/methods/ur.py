@@ -14,13 +14,14 @@ auxiliary classifier takes no part.
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 from stpl_jax.losses.class_balanced import class_balanced_labels, class_thresholds
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.entropy import entropy
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.uncertainty import probability_error
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
 from stpl_jax.methods.forward import clip_predictions, mirrored_scores
 from stpl_jax.models.decoders import AuxiliaryDecoders, draw_channel_masks
 

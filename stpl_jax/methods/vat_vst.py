@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.temporal import agreed_labels
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, DomainNeeds, Method
+from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
 from stpl_jax.methods.forward import flow_on_grid, frame_scores, fuse_scores
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator, initial_discriminators

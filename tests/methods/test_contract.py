@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim, parallel
-from stpl_jax.methods.base import Aux, DomainNeeds
+from stpl_jax.methods.base import Aux
 from stpl_jax.ops.resize import resize_flow
 from stpl_jax.ops.warp import warp
 from stpl_jax.train_state import create_state, make_train_step
