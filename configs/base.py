@@ -44,7 +44,7 @@ def get_config():
             train_split="train",
             size=(720, 1280),  # (height, width) that frames are resized to
             list=placeholder(str),  # file of clip names that restricts the set
-            flow_dir=placeholder(str),  # flow files: read with flow.source=precomputed, written by --mode=flow
+            flow_dir=placeholder(str),  # flow files: see flow.files; --mode=flow writes them
             offsets=(0, 1),  # frames kept of a clip: 0 is x_t, 1 is x_{t-1}
             flow_pairs=((0, 1),),
         )
@@ -68,9 +68,10 @@ def get_config():
     config.world = ConfigDict(dict(generate=False))  # settings of input_pipeline/worlds.py, see configs/synthetic.py
 
     config.flow = ConfigDict()
-    # dis: OpenCV's DIS while preparing; precomputed: files of data.*.flow_dir; flownet2: files, too, once those that
-    # are missing have been estimated, into data.*.flow_dir or <workdir>/flow
-    config.flow.source = "dis"
+    config.flow.estimator = "dis"  # what estimates: dis (OpenCV's, on the host) or flownet2 (on the devices)
+    # none: estimated while sets are prepared, on the host; read: from files of data.*.flow_dir; write: from files, too,
+    # once those that are missing have been estimated, into data.*.flow_dir or <workdir>/flow
+    config.flow.files = "none"
     config.flow.weights = placeholder(str)  # of flownet2: what `python -m stpl_jax.convert flownet2` wrote
     config.flow.size = "training"  # of the frames whose flow files are estimated: training, or raw (as the set ships)
     config.flow.batch = 4  # pairs on each device while flow files are estimated

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from input_pipeline import run_folder
+from input_pipeline import optical_flow, run_folder
 from input_pipeline.builders import checks
 from input_pipeline.clips import open_clips
 from input_pipeline.errors import UserError
@@ -14,7 +14,8 @@ from input_pipeline.worlds import WorldSpec, write_worlds
 
 # Where a user finds the folders that a configuration must name.
 HOW_TO = "See docs/real_data.md for how to get the set and how its folder must look."
-FLOW_SOURCES = ("dis", "precomputed", "flownet2")
+# Where a set's flow comes from: estimated while it is prepared; files made elsewhere; files that the run estimates.
+FLOW_FILES = ("none", "read", "write")
 # What scoring reads: x_t is fused with x_{t-1}. Temporal consistency compares x_t's classes with x_{t-1}'s, which is
 # fused with x_{t-2}.
 SCORED_OFFSETS = (0, 1, 2)
@@ -28,17 +29,16 @@ def domain_spec(config, domain, needs=None, workdir=""):
       config: the run's configuration.
       domain: `source` (training clips with labels), `target` (training clips) or `val` (target clips that are scored).
       needs: what else must be in the set: an object with `offsets` and `flow_pairs`, or None.
-      workdir: holds the flow files that `flow.source=flownet2` has written, unless `data.*.flow_dir` says otherwise.
+      workdir: holds the flow files that `flow.files=write` has written, unless `data.*.flow_dir` says otherwise.
 
     Returns:
       A `DatasetSpec`. That of `val` is without x_{t-2} where flow is read from files and those from x_{t-1} into
       x_{t-2} are not all there: mIoU does not need it, and temporal consistency is left out.
 
     Raises:
-      UserError: a folder is not configured, or `flow.source` is unknown.
+      UserError: a folder is not configured, or `config.flow` does not fit, see `check_flow`.
     """
-    if config.flow.source not in FLOW_SOURCES:
-        raise UserError(f"config.flow.source: expected {', '.join(FLOW_SOURCES)}, found {config.flow.source!r}.")
+    check_flow(config)
     key = "source" if domain == "source" else "target"
     section = config.data[key]
     if not section.raw_dir:
@@ -52,13 +52,13 @@ def domain_spec(config, domain, needs=None, workdir=""):
         offsets = set(section.offsets) | set(needs.offsets if needs else ())
         pairs = {tuple(p) for p in section.flow_pairs} | {tuple(p) for p in (needs.flow_pairs if needs else ())}
     val = domain == "val"
-    estimated = config.flow.source == "flownet2"  # by `stpl_jax.flow`, before the set is prepared
-    flow_dir = flow_folder(config, workdir, domain) if estimated else expand(_flow_dir(config, domain))
-    if config.flow.source == "precomputed" and pairs and not flow_dir:
+    files, estimator = config.flow.files, config.flow.estimator
+    flow_dir = flow_folder(config, workdir, domain) if files == "write" else expand(_flow_dir(config, domain))
+    if files == "read" and pairs and not flow_dir:
         name = "val_flow_dir" if val else "flow_dir"
         raise UserError(
-            f"config.data.{key}.{name} is not set: it names the folder of the flow files that flow.source=precomputed "
-            f"reads. Set --config.data.{key}.{name}=FOLDER, or --config.flow.source=dis. {HOW_TO}"
+            f"config.data.{key}.{name} is not set: it names the folder of the flow files that config.flow.files=read "
+            f"reads. Set --config.data.{key}.{name}=FOLDER, or --config.flow.files=none. {HOW_TO}"
         )
     spec = DatasetSpec(
         name=section.name,
@@ -69,15 +69,32 @@ def domain_spec(config, domain, needs=None, workdir=""):
         label_size=None if val else tuple(section.size),
         offsets=tuple(sorted(offsets)),
         flow_pairs=tuple(sorted(pairs)),
-        flow_source="precomputed" if estimated else config.flow.source,
+        flow_source=estimator if files == "none" else "precomputed",
+        flow_estimator=estimator if files == "write" else "",
         flow_dir=str(flow_dir),
         flow_scale=config.flow.scale,
         list_file=str(expand((section.val_list if val else section.list) or "")),
         skip_bad=config.data.skip_bad,
     )
-    if val and config.flow.source == "precomputed" and not _measures_consistency(config, workdir, spec):
+    if val and files == "read" and not _measures_consistency(config, workdir, spec):
         return dataclasses.replace(spec, offsets=SCORED_OFFSETS[:2], flow_pairs=SCORED_PAIRS[:1])
     return spec
+
+
+def check_flow(config):
+    """Checks that a set's flow can come from where `config.flow` says.
+
+    Raises:
+      UserError: `flow.files` is unknown, or is `none` with an estimator that does not run while sets are prepared.
+    """
+    files, estimator = config.flow.files, config.flow.estimator
+    if files not in FLOW_FILES:
+        raise UserError(f"config.flow.files: expected {', '.join(FLOW_FILES)}, found {files!r}.")
+    if files == "none" and estimator not in optical_flow.ESTIMATORS:
+        raise UserError(
+            f"config.flow.estimator={estimator} does not run while sets are prepared, and config.flow.files=none asks "
+            "for that. Set --config.flow.files=write: flow files are estimated first, then read."
+        )
 
 
 def _measures_consistency(config, workdir, spec):
@@ -167,7 +184,7 @@ def with_world(config, workdir, progress=print):
     with config.unlocked():
         config.data.source.raw_dir = str(paths["source"])
         config.data.target.raw_dir = str(paths["target"])
-        if config.flow.source == "precomputed":
+        if config.flow.files == "read":
             # The true flow. Estimated flow must not be written among these files, nor taken to be there already.
             config.data.source.flow_dir = str(paths["source_flow"])
             config.data.target.flow_dir = str(paths["target_flow"])

@@ -1,9 +1,28 @@
-"""Optical flow by OpenCV's DIS, which needs no weights: the default where there are no flow files."""
+"""Optical flow on the host, without weights: estimators that can run while a set is prepared.
+
+`ESTIMATORS` at the end of the file has them by name; those that run on the devices are in `stpl_jax.flow_estimators`.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
-SMALLEST_SIDE = 12  # of the frames that it takes, pixels
+SMALLEST_SIDE = 12  # of the frames that DIS takes, pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class HostEstimator:
+    """An optical flow estimator that runs on the host, a pair of frames at a time.
+
+    Attributes:
+      function: (frame, earlier) -> flow, as `dis_flow`; called from several threads.
+      smallest_side: of the frames that it takes, pixels.
+    """
+
+    function: Callable
+    smallest_side: int = 1
 
 
 def dis_flow(frame, earlier):
@@ -36,3 +55,7 @@ def dis_flow(frame, earlier):
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey, grey_earlier = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (frame, earlier))
     return estimator.calc(grey, grey_earlier, None)
+
+
+ESTIMATORS = {"dis": HostEstimator(dis_flow, SMALLEST_SIDE)}
+DEFAULT = ESTIMATORS["dis"]  # where nobody has chosen

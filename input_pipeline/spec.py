@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from input_pipeline import labels
+from input_pipeline import labels, optical_flow
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_text_lines
 
@@ -30,8 +30,10 @@ class DatasetSpec:
       label_size: (height, width) that labels are resized to (nearest by PIL). None keeps the file's size, for scoring.
       offsets: frames kept, newest first: 0 is x_t, 1 is x_{t-1}, …
       flow_pairs: flow kept, pairs (a, b) with a < b: on x_{t-a}'s grid, pointing into x_{t-b}.
-      flow_source: `dis` (estimated on the resized frames while preparing) or `precomputed` (read from files).
+      flow_source: `precomputed` (read from files), or an entry of `optical_flow.ESTIMATORS`, which estimates it on the
+        resized frames while preparing.
       flow_dir: with `precomputed`, the folder that holds the files, flat or in a sub-folder named after the split.
+      flow_estimator: with `precomputed`, what the run estimated the files with; empty for files made elsewhere.
       flow_scale: how values scale when precomputed flow is resized: `align_corners` or `public` (see `resize_flow`).
       list_file: restricts the set to the frames it names, one a line; empty for all labelled frames.
       skip_bad: leaves clips with bad files out instead of stopping.
@@ -50,6 +52,7 @@ class DatasetSpec:
     flow_pairs: tuple[tuple[int, int], ...]
     flow_source: str
     flow_dir: str = ""
+    flow_estimator: str = ""
     flow_scale: str = "align_corners"
     list_file: str = ""
     skip_bad: bool = False
@@ -78,7 +81,8 @@ class DatasetSpec:
                 pair,
                 f"pairs (a, b) with a < b, both among offsets={self.offsets}",
             )
-        _expect(self.flow_source in ("dis", "precomputed"), "flow_source", self.flow_source, "'dis' or 'precomputed'")
+        sources = (*optical_flow.ESTIMATORS, "precomputed")
+        _expect(self.flow_source in sources, "flow_source", self.flow_source, f"one of {', '.join(sources)}")
         _expect(
             self.flow_scale in ("align_corners", "public"), "flow_scale", self.flow_scale, "'align_corners' or 'public'"
         )
@@ -128,6 +132,8 @@ def content(spec):
     if not _reads_flow(spec):
         # Without files to read, how they would scale changes nothing.
         del values["flow_scale"]
+    if not spec.flow_estimator:
+        del values["flow_estimator"]
     return values | {"version": VERSION}
 
 

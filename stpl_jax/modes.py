@@ -9,11 +9,20 @@ from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import analysis, checkpoint, model_choice, preflight, processes, report
-from stpl_jax import flow as flow_extraction
+from stpl_jax import (
+    analysis,
+    checkpoint,
+    flow_estimators,
+    flow_extraction,
+    model_choice,
+    preflight,
+    processes,
+    report,
+)
 from stpl_jax import predict as prediction
 from stpl_jax.analysis_files import read_results
 from stpl_jax.checkpoint_places import SOURCE
+from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.parallel import replicate
 from stpl_jax.records import RowScores, read_scores
@@ -43,14 +52,14 @@ def flow(config, workdir, progress=print):
     Raises:
       FlowError: there is nothing to estimate, or nothing to estimate it with.
     """
-    if config.flow.source == "precomputed":
-        raise flow_extraction.FlowError(
-            "--mode=flow estimates flow, and config.flow.source=precomputed reads it: choose --config.flow.source="
-            f"flownet2 or dis. {flow_extraction.HOW_TO_CONVERT}"
+    if config.flow.files == "read":
+        raise FlowError(
+            "--mode=flow estimates flow, and config.flow.files=read reads what others estimated: choose "
+            "--config.flow.files=write."
         )
     given = [domain for domain in ("source", "target") if config.data[domain].raw_dir or config.world.generate]
     if not given:
-        raise flow_extraction.FlowError(
+        raise FlowError(
             "No data set is configured: set --config.data.source.raw_dir=FOLDER or --config.data.target.raw_dir=FOLDER."
         )
     needs = {domain: _needs(config, domain) for domain in given}
@@ -140,8 +149,7 @@ def predict(config, workdir, row, source, output, progress=print):
 def _predict(config, workdir, row, source, output, progress):
     path, asked = model_choice.to_apply(config, workdir, row)
     model = _said(prediction.load, path, "predict  applies ", f" ({asked})", progress)
-    if config.flow.source == "flownet2":
-        model = dataclasses.replace(model, estimate_flow=flow_extraction.frame_flow(config.flow.weights))
+    model = dataclasses.replace(model, estimate_flow=flow_estimators.load(config.flow).of_pair())
     prediction.predict_files(model, source, output, progress)
 
 
@@ -244,8 +252,8 @@ def _needs(config, domain):
 
 
 def _estimate_flow(settings, workdir, needs, progress):
-    """Writes the flow files that sets are about to be prepared from, where the network makes them."""
-    if settings.flow.source == "flownet2":
+    """Writes the flow files that sets are about to be prepared from, where the run makes them."""
+    if settings.flow.files == "write":
         processes.from_first(lambda: flow_extraction.extract(settings, workdir, needs, progress, unprepared_only=True))
 
 

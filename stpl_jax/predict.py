@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from PIL import Image
 
+from input_pipeline import optical_flow
 from input_pipeline.errors import Incomplete, UserError, capped
 from input_pipeline.files import expand
 from input_pipeline.flow_files import resize_flow as resize_flow_on_host
 from input_pipeline.labels import PALETTE, colour_table
-from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
 from stpl_jax.frames import open_source
 from stpl_jax.models.accel import make_segmenter
@@ -57,7 +57,7 @@ class Model:
     flow_scale: str
     path: Path
     description: str
-    estimate_flow: Callable = dis_flow
+    estimate_flow: Callable = optical_flow.DEFAULT.function
 
     def segment(self, frames, flow=None, size=None):
         """Segments a video.

@@ -18,6 +18,7 @@ from input_pipeline.clips import open_clips
 from input_pipeline.domains import (
     SCORED_OFFSETS,
     SCORED_PAIRS,
+    check_flow,
     check_same_data,
     domain_spec,
     flow_files_there,
@@ -27,8 +28,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.loader import check_crop
 from input_pipeline.spec import DatasetSpec, prepared_path
-from stpl_jax import checkpoint, model_choice, processes
-from stpl_jax import flow as flow_extraction
+from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes
+from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables
 from stpl_jax.records import read_scores
@@ -146,7 +147,7 @@ def _check(config, workdir, rows, progress, training):
     problems.say()
     _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress)
     for row in work:
-        if row.settings.flow.source == "flownet2":
+        if row.settings.flow.files == "write":
             flow_extraction.extract(row.settings, workdir, row.needs, progress, unprepared_only=True)
     for path, wanted in sets.items():
         preparing.prepare(wanted.spec, prepared, progress, checked=checked.get(path))
@@ -163,6 +164,7 @@ def _check(config, workdir, rows, progress, training):
 def _find_row(config, workdir, row, training):
     """Returns what a row needs; distinguishes the cases that `modes.run_row` does."""
     settings, val, scored = row_config(config, row), {"val": None}, _read_scores(workdir, row)
+    check_flow(settings)
     if not training or (row == "source_only" and config.init_from):
         return _Row(row, settings, val, scored)
     needs = dict(make_method(settings, build_segmenter(settings)).needs) | val
@@ -249,7 +251,7 @@ def _find_sets(work, workdir, prepared, problems):
         path = None if spec is None else problems.look(prepared_path, spec, prepared)
         if path is None:
             continue
-        sets[path] = _Set(domain, spec, row.settings.flow.source == "flownet2")
+        sets[path] = _Set(domain, spec, row.settings.flow.files == "write")
         if needs is not None and needs.labels and any(row.settings.data.crop):
             problems.look(check_crop, spec, tuple(row.settings.data.crop), True)
     return sets
@@ -261,7 +263,7 @@ def _look_at_files(config, sets, prepared, problems, progress):
     for path, wanted in sets.items():
         if problems.look(preparing.is_usable, wanted.spec, prepared, progress) is False:
             # Flow that the run estimates comes later, from frames that have to be whole.
-            unprepared[path] = dataclasses.replace(wanted.spec, flow_source="dis") if wanted.estimated else wanted.spec
+            unprepared[path] = dataclasses.replace(wanted.spec, flow_pairs=()) if wanted.estimated else wanted.spec
     if unprepared:
         problems.look(_try_to_write, prepared)
     if any(sets[path].estimated and _lacks_flow(sets[path].spec, prepared) for path in unprepared):
@@ -283,8 +285,8 @@ def _lacks_flow(spec, prepared):
 
 def _check_flow_network(config):
     if jax.process_count() > 1:
-        raise flow_extraction.FlowError(flow_extraction.IN_ONE_PROCESS)
-    flow_extraction.load_flownet2(config.flow.weights)
+        raise FlowError(flow_extraction.IN_ONE_PROCESS)
+    flow_estimators.load(config.flow)
 
 
 def _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress):

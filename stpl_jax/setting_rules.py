@@ -7,9 +7,10 @@ import numbers
 import re
 from collections.abc import Callable
 
+from input_pipeline.domains import FLOW_FILES
 from input_pipeline.labels import CLASSES
-from input_pipeline.optical_flow import SMALLEST_SIDE
 from input_pipeline.prepare import BUILDERS
+from stpl_jax.flow_estimators import ESTIMATORS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
@@ -76,6 +77,11 @@ def number(low=None, high=None, above=None):
 def one_of(*choices):
     """One of a few names."""
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def name_in(table):
+    """One of the names in a table."""
+    return Rule(f"one of {', '.join(table)}", lambda value: value in table)
 
 
 def each(rule, length=None, least=0):
@@ -170,7 +176,8 @@ RULES = {
     "world.video_frames": COUNT,
     "world.workers": whole(0),
     "world.gap": rising(WEIGHT),
-    "flow.source": one_of("dis", "precomputed", "flownet2"),
+    "flow.estimator": name_in(ESTIMATORS),
+    "flow.files": one_of(*FLOW_FILES),
     "flow.weights": PATH,
     "flow.size": one_of("training", "raw"),
     "flow.batch": COUNT,
@@ -316,12 +323,13 @@ def problems_together(config):
             f"config.data.crop: expected a window within config.data.{labelled}.size={tuple(size)}, found "
             f"{(height, width)}"
         )
+    smallest = ESTIMATORS[config.flow.estimator].smallest_side if config.flow.files != "read" else 1
     for domain in ("source", "target"):
         section = config.data[domain]
-        if config.flow.source == "dis" and min(section.size) < SMALLEST_SIDE:
+        if min(section.size) < smallest:
             found.append(
-                f"config.data.{domain}.size: expected {SMALLEST_SIDE} pixels a side or more, which "
-                f"config.flow.source=dis needs, found {tuple(section.size)}"
+                f"config.data.{domain}.size: expected {smallest} pixels a side or more, which "
+                f"config.flow.estimator={config.flow.estimator} needs, found {tuple(section.size)}"
             )
         outside = {k for pair in section.flow_pairs for k in pair} - set(section.offsets)
         if outside:

@@ -10,6 +10,7 @@ from input_pipeline.errors import UserError, capped
 from input_pipeline.files import expand
 from stpl_jax.checkpoint import CheckpointError
 from stpl_jax.methods import METHODS
+from stpl_jax.renamed_settings import new_spelling
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.setting_rules import RULES, optimiser_key, problem, problems_together, rule_of
 
@@ -83,11 +84,16 @@ def check(config):
     """
     own = {key: value for key, value in flat(config).items() if not key.startswith("rows.")}
     found = [line for key, value in own.items() if (line := problem(key, value))]
-    found += [f"config.{key}: there is no such setting" + _near(key, RULES) for key in own if rule_of(key) is None]
+    found += [
+        f"config.{key}: there is no such setting" + (new_spelling(key, value) or _near(key, RULES))
+        for key, value in own.items()
+        if rule_of(key) is None
+    ]
     for row, changes in config.rows.items():
         found += [
-            f"config.rows.{row}.{key}: there is no such setting" + _near(key, own)
-            for key in flat(changes)
+            f"config.rows.{row}.{key}: there is no such setting"
+            + (new_spelling(f"rows.{row}.{key}", value) or _near(key, own))
+            for key, value in flat(changes).items()
             if key not in own and rule_of(key) is None
         ]
     found += [
@@ -145,6 +151,9 @@ def check_same_run(config, stored, folder):
       CheckpointError: lists every setting that differs.
     """
     now, before = flat(json.loads(config.to_json_best_effort())), flat(stored)
+    for name, value in before.items():
+        if spelling := new_spelling(name, value):
+            raise CheckpointError(f"{folder} was begun with {name}={value}{spelling}. Use another --workdir.")
 
     def same(name):
         if _is_path(name) and now[name] and before[name]:

@@ -15,7 +15,8 @@ from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
-from stpl_jax import checkpoint, flow, preflight
+from stpl_jax import checkpoint, preflight
+from stpl_jax.flow_estimators import ESTIMATORS, DeviceEstimator, FlowError
 from stpl_jax.records import RowScores
 from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter
@@ -158,7 +159,7 @@ def test_folders_that_are_not_set_are_named_once_each(config, tmp_path):
     with pytest.raises(preflight.PreflightError) as caught:
         check(config, tmp_path, "source_only", "stpl", "oracle")
     assert str(caught.value).startswith("2 things") and str(caught.value).count("raw_dir is not set") == 2
-    config.flow.source = "precomputed"
+    config.flow.files = "read"
     config.data.source.raw_dir, config.data.target.raw_dir = str(tmp_path / "viper"), str(tmp_path / "city")
     with pytest.raises(preflight.PreflightError) as caught:
         check(config, tmp_path, "source_only", "stpl")
@@ -179,7 +180,7 @@ def test_weights_that_do_not_fit_are_said_first(config, tmp_path, weights, row, 
 
 
 def test_flow_network_is_looked_at_where_flow_is_missing(config, tmp_path, monkeypatch):
-    config.flow.source = "flownet2"
+    config.flow.estimator, config.flow.files = "flownet2", "write"
     (tmp_path / "flow.pth.tar").write_bytes(b"PK")
     config.flow.weights = str(tmp_path / "flow.pth.tar")
     colour(label(tmp_path, "val", "lindau_000000_000019"))
@@ -187,7 +188,7 @@ def test_flow_network_is_looked_at_where_flow_is_missing(config, tmp_path, monke
         check(config, tmp_path, "source_only")
     config.flow.weights = None
     raw_trees.write_cityscapes_seq(tmp_path / "city", split="val", clips=VAL)
-    with pytest.raises(flow.FlowError, match="needs the network's weights"):
+    with pytest.raises(FlowError, match="needs the network's weights"):
         check(config, tmp_path, "source_only")
 
 
@@ -305,7 +306,7 @@ def flow_for_validation(config, tmp_path, earlier=()):
             if k == 0 or sequence in earlier:
                 name = f"{city}_{sequence:06d}_{number - k:06d}_{number - k - 1:06d}_int16_x10.npy"
                 flow_files.write_flow(tmp_path / "flow" / name, np.full((32, 64, 2), 1.0 + sequence))
-    config.flow.source = "precomputed"
+    config.flow.files = "read"
     config.data.target.flow_dir = config.data.target.val_flow_dir = str(tmp_path / "flow")
 
 
@@ -344,9 +345,9 @@ def test_changed_frames_get_new_flow(config, tmp_path, monkeypatch):
     def function(params, frames, earlier):
         return (frames.astype(np.float32) - earlier.astype(np.float32))[..., :2] * params["scale"]
 
-    estimator = flow.Estimator(function, {"scale": np.float32(1)}, "stand-in")
-    monkeypatch.setattr(flow, "load_flownet2", lambda weights: estimator)
-    config.flow.source, config.flow.weights = "flownet2", "weights"
+    entry = DeviceEstimator(function, lambda weights: ({"scale": np.float32(1)}, "stand-in"))
+    monkeypatch.setitem(ESTIMATORS, "toy", entry)
+    config.flow.estimator, config.flow.files = "toy", "write"
     check(config, tmp_path, "source_only")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run" / "flow" / "source").glob("*.npy")}
     frame = tmp_path / "viper/train/img/001/001_00010.jpg"

@@ -109,6 +109,27 @@ def test_keys_that_no_code_reads_are_mistakes():
     assert "config.methods.ur.own.stepz: there is no" in complaint({"methods.ur.own.stepz": 3})
 
 
+@pytest.mark.parametrize(
+    "value, now",
+    [
+        ("dis", "--config.{0}flow.estimator=dis --config.{0}flow.files=none"),
+        ("flownet2", "--config.{0}flow.estimator=flownet2 --config.{0}flow.files=write"),
+        ("precomputed", "--config.{0}flow.files=read"),
+    ],
+)
+def test_the_old_setting_of_flow_is_told_what_it_is_now(value, now, tmp_path):
+    text = complaint({"flow.source": value})
+    assert f"config.flow.source: there is no such setting; it is {now.format('')} now" in text
+    text = complaint({"rows.oracle.flow": {"source": value}})
+    spelled = f"it is {now.format('rows.oracle.')} now"
+    assert f"config.rows.oracle.flow.source: there is no such setting; {spelled}" in text
+    begun = stored(base.get_config())
+    begun["flow"]["source"] = value
+    with pytest.raises(CheckpointError, match="begun with flow.source=.*Use another --workdir") as caught:
+        settings.check_same_run(base.get_config(), begun, tmp_path)
+    assert now.format("") in str(caught.value)
+
+
 def test_what_a_row_changes_is_checked_under_its_name():
     assert "row oracle: config.optim.steps: expected" in complaint({"rows.oracle.optim.steps": 0})
     text = complaint({"data.crop": (520, 1100), "compare_with": ("oracle",)})
@@ -131,7 +152,7 @@ def test_paths_start_at_home_or_in_the_current_folder(tmp_path, monkeypatch):
     assert found.init_from == f"{tmp_path}/source" and found.data.target.raw_dir == f"{tmp_path}/data"
     assert found.data.target.val_list == f"{tmp_path}/list.txt" and found.data.prepared_dir == "/prepared"
     assert found.rows.oracle.data.target.raw_dir == f"{tmp_path}/other"
-    assert found.flow.weights == "" and found.pretrain_from is None and found.flow.source == "dis"
+    assert found.flow.weights == "" and found.pretrain_from is None and found.flow.estimator == "dis"
     assert config.init_from == "~/source", "the configuration that was given does not change"
 
 

@@ -31,7 +31,7 @@ def cases(bench, count):
 
 def _flags(bench, phase):
     if phase == "flow":
-        return bench.flags("--config.flow.source=dis", mode="flow")
+        return bench.flags("--config.flow.files=write", mode="flow")
     if phase == "predict":
         return bench.flags(f"--input={bench.video()}", f"--output={bench.run / 'output'}", mode="predict")
     return bench.flags()

@@ -156,7 +156,8 @@ def make_example(clip, spec, layout, raw_size):
         if spec.flow_source == "precomputed":
             flow = read_stored_flow(clip.flows[a, b], spec, layout, raw_size)
         else:
-            flow = flow_files.to_int16(optical_flow.dis_flow(frames[a], frames[b]))
+            estimator = optical_flow.ESTIMATORS[spec.flow_source]
+            flow = flow_files.to_int16(estimator.function(frames[a], frames[b]))
         example[f"flow_{a}_{b}"] = encode_flow(flow)
     return example
 

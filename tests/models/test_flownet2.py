@@ -264,7 +264,11 @@ def test_flownet2_in_the_flow_mode_end_to_end(reference, params, tmp_path):
     # Frames of 50×60 pass the network as 64×64.
     raw_trees.write_viper(tmp_path / "viper", size=(50, 60))
     command = [sys.executable, "main.py", "--config=configs/viper.py", f"--workdir={tmp_path}/run", "--mode=flow"]
-    command += ["--config.flow.source=flownet2", f"--config.flow.weights={tmp_path}/weights", "--config.flow.batch=1"]
+    command += [
+        "--config.flow.estimator=flownet2",
+        f"--config.flow.weights={tmp_path}/weights",
+        "--config.flow.batch=1",
+    ]
     command += [f"--config.data.source.raw_dir={tmp_path}/viper", "--config.data.source.size=(50,60)"]
     command += ["--config.compilation_cache=False"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -3,15 +3,11 @@
 A file appears under its name when it is whole, so a run that is killed goes on where it was.
 """
 
-import collections
 import dataclasses
 import functools
-import itertools
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,75 +15,17 @@ import numpy as np
 from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
 from input_pipeline.domains import domain_spec, flow_folder, with_world
-from input_pipeline.errors import UserError
 from input_pipeline.files import read_json, write_atomically
 from input_pipeline.images import read_image
-from input_pipeline.optical_flow import dis_flow
 from input_pipeline.prepare import BUILDERS, is_usable, stale_flow
 from input_pipeline.spec import DatasetSpec
 from input_pipeline.whole_folder import turn_to_write
-from stpl_jax import checkpoint, parallel
-from stpl_jax.models.flownet2 import FlowNet2, estimate_flow, parameter_shapes
+from stpl_jax import flow_estimators
+from stpl_jax.flow_estimators import FlowError
 
-HOW_TO_CONVERT = (
-    "Convert the released FlowNet2 checkpoint once, `python -m stpl_jax.convert flownet2 FILE OUTPUT`, and set "
-    "--config.flow.weights=OUTPUT."
-)
 IN_ONE_PROCESS = "Flow is estimated by one process, on all its devices: run --mode=flow in one process first."
 # Beside the flow files: what they were estimated with.
 ORIGIN = "estimated_with.json"
-
-
-class FlowError(UserError):
-    """Flow cannot be estimated; the message is for the user."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimator:
-    """An optical flow network.
-
-    Attributes:
-      function: (params, frames, earlier) -> flow, what `estimate_flow` is: `[B, H, W, 3]` uint8 RGB to `[B, H, W, 2]`
-        float32, pixels; traced, run on every device.
-      params: its parameters.
-      name: what tells these weights from others, for the record.
-    """
-
-    function: Callable
-    params: Any = dataclasses.field(repr=False)
-    name: str
-
-
-def load_flownet2(weights):
-    """Loads FlowNet2.
-
-    Args:
-      weights: folder that `python -m stpl_jax.convert flownet2` wrote (`config.flow.weights`), or None.
-
-    Returns:
-      An `Estimator`.
-
-    Raises:
-      FlowError: no folder is given.
-      CheckpointError: there is no checkpoint, or it holds another network.
-    """
-    if not weights:
-        raise FlowError(f"config.flow.source=flownet2 needs the network's weights. {HOW_TO_CONVERT}")
-    network = FlowNet2()
-    template = {"params": parameter_shapes(network)}
-    try:
-        stored = checkpoint.load_model(weights, template=template, network="flownet2")
-    except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"config.flow.weights={weights}: {error}\n{HOW_TO_CONVERT}") from error
-    name = stored.meta.get("sha256") or stored.meta["source"]
-    return Estimator(functools.partial(estimate_flow, network), stored.variables["params"], name)
-
-
-def frame_flow(weights):
-    """Returns FlowNet2 as a function like `dis_flow`: two `[H, W, 3]` uint8 frames to `[H, W, 2]`, on the device."""
-    estimator = load_flownet2(weights)
-    run = jax.jit(lambda params, frame, earlier: estimator.function(params, frame[None], earlier[None])[0])
-    return functools.partial(run, jax.device_put(estimator.params))
 
 
 def extract(config, workdir, needs, progress=print, unprepared_only=False):
@@ -99,7 +37,7 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     checked before the first estimate. Of several runs that write into one folder, one does and the others wait.
 
     Args:
-      config: the run's configuration; `config.flow.source` is `flownet2` (on all devices) or `dis` (on the host).
+      config: the run's configuration; `config.flow.estimator` says by what.
       workdir: the run's folder.
       needs: domain (`source`, `target`, `val`) -> what must be there beside the configured flow pairs: an object with
         `offsets` and `flow_pairs`, or None.
@@ -115,10 +53,11 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
       BadFilesError: raw files are missing or broken; lists all of one domain (a FlowError those of several).
       CheckpointError: the weights are another network's.
     """
-    config = with_world(config, workdir, progress)
+    config = with_world(config, workdir, progress).copy_and_resolve_references()
+    config.flow.files = "write"
     if config.flow.size not in ("training", "raw"):
         raise FlowError(f"config.flow.size: expected training or raw, found {config.flow.size!r}.")
-    origin = {"source": config.flow.source, "size": config.flow.size}
+    origin = {"source": config.flow.estimator, "size": config.flow.size}
     works = []
     for domain, extra in needs.items():
         spec = domain_spec(config, domain, extra, workdir)
@@ -127,7 +66,6 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
             continue
         folder = flow_folder(config, workdir, domain)
         _check_origin(folder, origin)
-        spec = dataclasses.replace(spec, flow_source="precomputed", flow_dir=str(folder))
         work = _find_work(spec, folder, stale_flow(spec, prepared, progress))
         if work.pending:
             works.append(work)
@@ -137,11 +75,9 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
         return 0
     if jax.process_count() > 1:
         raise FlowError(IN_ONE_PROCESS)
-    estimator = None
-    if config.flow.source == "flownet2":
-        # Before the checks, which can take long.
-        estimator = load_flownet2(config.flow.weights)
-        origin["weights"] = estimator.name
+    estimator = flow_estimators.load(config.flow)  # before the checks, which can take long
+    if estimator.weights is not None:
+        origin["weights"] = estimator.weights
         for work in works:
             _check_origin(work.folder, origin)
     jobs = _checked(works, config.data.threads, progress)
@@ -187,7 +123,7 @@ class _Job:
 
 def _find_work(spec, folder, stale):
     layout = BUILDERS[spec.name].LAYOUT
-    missing = checks.missing_folders(dataclasses.replace(spec, flow_source="dis"), layout)
+    missing = checks.missing_folders(dataclasses.replace(spec, flow_pairs=()), layout)
     if missing:
         raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
     clips, bad = checks.list_clips(spec, layout)
@@ -283,10 +219,7 @@ def _estimate(work, jobs, raw_size, estimator, origin, config, progress):
     )
     write_atomically(work.folder / ORIGIN, json.dumps(origin, indent=1))
     read = functools.partial(_read_pair, work.spec, size, raw_size)
-    if estimator is None:
-        flows = checks.ordered_map(lambda job: (job, dis_flow(*read(job))), jobs, threads)
-    else:
-        flows = _on_all_devices(estimator, jobs, read, config.flow.batch, threads)
+    flows = estimator.of_pairs(jobs, read, config.flow.batch, threads)
     counter = checks.Progress(progress, f"flow  {work.name}: pairs", len(jobs))
     # Written beside the next estimates.
     for _ in checks.ordered_map(_write_file, flows, threads):
@@ -323,30 +256,3 @@ def _clear_leftovers(folders):
     for folder in folders:
         for path in folder.glob(".*.partial.npy"):
             path.unlink(missing_ok=True)
-
-
-def _on_all_devices(estimator, jobs, read, per_device, threads):
-    """Yields (job, flow): threads decode, transfers run ahead, and results are fetched one batch late."""
-    count = per_device * jax.local_device_count()
-    step = parallel.pmap(estimator.function)
-    params = parallel.replicate(estimator.params)
-
-    def batches():
-        pairs = zip(jobs, checks.ordered_map(read, jobs, threads), strict=True)
-        while group := list(itertools.islice(pairs, count)):
-            # The last batch is filled up with its last pair: one shape, one compilation.
-            filled = group + [group[-1]] * (count - len(group))
-            frames, earlier = (np.stack([images[k] for _, images in filled]) for k in (0, 1))
-            yield [job for job, _ in group], parallel.split_over_devices((frames, earlier))
-
-    def fetch(group, flow):
-        shards = np.concatenate([np.asarray(shard.data) for shard in flow.addressable_shards])
-        yield from zip(group, shards.reshape(-1, *shards.shape[2:]), strict=False)
-
-    waiting = collections.deque()
-    for group, (frames, earlier) in parallel.prefetch(batches()):
-        waiting.append((group, step(params, frames, earlier)))
-        if len(waiting) > 1:
-            yield from fetch(*waiting.popleft())
-    for item in waiting:
-        yield from fetch(*item)

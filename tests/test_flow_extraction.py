@@ -20,9 +20,10 @@ from input_pipeline.builders.synthia_seq import LAYOUT as SYNTHIA
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import domain_spec, open_domain
 from input_pipeline.errors import UserError
-from input_pipeline.optical_flow import dis_flow
-from stpl_jax import checkpoint, flow, modes, predict
-from stpl_jax.flow import Estimator, FlowError, extract
+from input_pipeline.optical_flow import HostEstimator, dis_flow
+from stpl_jax import checkpoint, flow_estimators, flow_extraction, modes, predict
+from stpl_jax.flow_estimators import DeviceEstimator, FlowError
+from stpl_jax.flow_extraction import extract
 from stpl_jax.methods import make_method
 
 VIPER = ["001_0001000009", "001_0002000019"]
@@ -39,36 +40,37 @@ def config(tmp_path):
     config.data.source.raw_dir, config.data.target.raw_dir = str(tmp_path / "viper"), str(tmp_path / "city")
     config.data.source.size, config.data.target.size = SIZES["source"], SIZES["target"]
     config.data.threads = 2
-    config.flow.source, config.flow.batch, config.flow.weights = "flownet2", 1, "weights"
+    config.flow.estimator, config.flow.files, config.flow.batch = "toy", "write", 1
+    config.flow.weights = "weights"
     return config
 
 
-def simple_flow(params, frames, earlier):
-    """A stand-in that depends on both frames: u from the one's red, v from the other's green, in whole tenths."""
+def toy_flow(params, frames, earlier):
+    """An estimator that depends on both frames: u from the one's red, v from the other's green, in whole tenths."""
     frames, earlier = frames.astype(jnp.float32), earlier.astype(jnp.float32)
     return jnp.stack([frames[..., 0], -earlier[..., 1]], -1) * params["tenth"]
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    """Puts `simple_flow` in the place of FlowNet2; what it returns changes its name, function and factor."""
-    loaded = dict(function=simple_flow, params={"tenth": np.float32(0.1)}, name="simple")
-    load = flow.load_flownet2
-    monkeypatch.setattr(flow, "load_flownet2", lambda w: Estimator(**loaded) if w == "weights" else load(w))
-    return loaded
+def toy(monkeypatch):
+    """Adds `toy_flow` to the estimators, all that it takes; what is returned changes its parameters and their name."""
+    weights = {"params": {"tenth": np.float32(0.1)}, "name": "simple"}
+    entry = DeviceEstimator(toy_flow, lambda _: (weights["params"], weights["name"]), "Draw some.")
+    monkeypatch.setitem(flow_estimators.ESTIMATORS, "toy", entry)
+    return weights
 
 
 @pytest.fixture
 def estimates(monkeypatch):
     """Lists the pairs that are estimated, as file names."""
     seen = []
-    read = flow._read_pair
+    read = flow_extraction._read_pair
 
     def watched(spec, size, raw_size, job):
         seen.append(job.file.name)
         return read(spec, size, raw_size, job)
 
-    monkeypatch.setattr(flow, "_read_pair", watched)
+    monkeypatch.setattr(flow_extraction, "_read_pair", watched)
     return seen
 
 
@@ -97,7 +99,7 @@ def test_flow_files_of_every_domain(config, tmp_path, estimates):
     ]
     assert written == len(estimates) == 7
     text = "\n".join(lines)
-    assert "viper/train: 2 of 2 files to write, by flownet2 at 24x40" in text
+    assert "viper/train: 2 of 2 files to write, by toy at 24x40" in text
     assert "cityscapes_seq/train: pairs: 3/3" in text and "s left" in text
     # Each file is what the estimator makes of this very pair, at the training size, in the right order.
     for domain, file, current, earlier in (
@@ -105,7 +107,7 @@ def test_flow_files_of_every_domain(config, tmp_path, estimates):
         ("val", "lindau_000000_000018_000017_int16_x10.npy", "lindau_000000_000018", "lindau_000000_000017"),
     ):
         spec = domain_spec(config, domain, workdir=tmp_path)
-        layout = flow.BUILDERS[spec.name].LAYOUT
+        layout = flow_extraction.BUILDERS[spec.name].LAYOUT
         if domain == "source":
             paths = [tmp_path / "viper/train" / name for name in (current, earlier)]
         else:
@@ -167,21 +169,21 @@ def test_a_killed_run_leaves_no_torn_file(config, tmp_path, monkeypatch):
 
 
 def test_two_runs_into_one_folder_take_turns(config, tmp_path, monkeypatch):
-    estimated, estimate, told = [], flow.dis_flow, threading.Event()
+    estimated, told = [], threading.Event()
 
     def slow(frames, earlier):
         estimated.append(frames)
         assert told.wait(60), "the second run did not say that it waits"
-        return estimate(frames, earlier)
+        return dis_flow(frames, earlier)
 
     def tell(line):
         if "waits for another run that writes into" in line:
             told.set()
 
-    monkeypatch.setattr(flow, "dis_flow", slow)
-    config.flow.source, config.data.threads = "dis", 1
+    monkeypatch.setitem(flow_estimators.ESTIMATORS, "slow", HostEstimator(slow))
+    config.flow.estimator, config.data.threads = "slow", 1
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(flow.extract, config, tmp_path, {"source": None}, tell) for _ in range(2)]
+        runs = [pool.submit(extract, config, tmp_path, {"source": None}, tell) for _ in range(2)]
         written = sorted(run.result(120) for run in runs)
     assert written == [0, len(names(tmp_path / "flow" / "source"))] and len(estimated) == written[1] > 0
 
@@ -196,7 +198,7 @@ def test_a_damaged_note_of_the_origin_names_file_and_remedy(config, tmp_path, co
     assert str(note) in str(caught.value) and note.read_bytes() == content
 
 
-def test_the_last_batch_is_filled_up(config, tmp_path, stand_in):
+def test_the_last_batch_is_filled_up(config, tmp_path, monkeypatch):
     """More pairs than devices, and not a multiple of them: every pair once."""
     raw_trees.write_viper(tmp_path / "long", labelled=tuple(range(10, 210, 10)), size=(24, 40))
     config.data.source.raw_dir = str(tmp_path / "long")
@@ -204,9 +206,10 @@ def test_the_last_batch_is_filled_up(config, tmp_path, stand_in):
 
     def watched(params, frames, earlier):
         shapes.append(frames.shape)
-        return simple_flow(params, frames, earlier)
+        return toy_flow(params, frames, earlier)
 
-    stand_in["function"] = watched
+    entry = dataclasses.replace(flow_estimators.ESTIMATORS["toy"], function=watched)
+    monkeypatch.setitem(flow_estimators.ESTIMATORS, "toy", entry)
     run(config, tmp_path, ("source",))
     files = names(tmp_path / "flow" / "source")
     assert len(files) == 20 and set(shapes) == {(1, 24, 40, 3)}  # on each of eight devices; traced for one shape
@@ -222,7 +225,7 @@ def test_dis_files_are_what_preparing_estimates(config, tmp_path, size):
     raw_trees.write_synthia_seq(tmp_path / "synthia", size=(38, 64))
     config.data.classes = "synthia_seq"
     config.data.source.update(dict(name="synthia_seq", raw_dir=str(tmp_path / "synthia"), size=(32, 64)))
-    config.flow.source, config.flow.size = "dis", size
+    config.flow.estimator, config.flow.size = "dis", size
     pairs = type("Needs", (), {"offsets": (0, 1, 2), "flow_pairs": ((0, 1), (1, 2))})
     assert extract(config, tmp_path, {"source": pairs}, lambda line: None) == 3
     folder = tmp_path / "flow" / "source"
@@ -235,9 +238,9 @@ def test_dis_files_are_what_preparing_estimates(config, tmp_path, size):
         frames = [base.read_frame(path, spec, SYNTHIA) for path in frames]
     np.testing.assert_array_equal(np.load(folder / "000002_int16_x10.npy"), flow_files.to_int16(dis_flow(*frames)))
     if size == "training":
-        config.flow.source = "dis"
+        config.flow.files = "none"
         direct = open_domain(config, tmp_path / "direct", "source", progress=lambda line: None)
-        config.flow.source, config.data.source.flow_dir = "precomputed", str(folder)
+        config.flow.files, config.data.source.flow_dir = "read", str(folder)
         files = open_domain(config, tmp_path / "files", "source", progress=lambda line: None)
         assert len(files) == len(direct) == 3
         for i in range(3):
@@ -292,19 +295,19 @@ def test_bad_raw_files_are_listed_before_the_work(config, tmp_path, estimates):
         run(config, tmp_path)
 
 
-def test_estimates_of_different_origin_do_not_mix(config, tmp_path, stand_in):
+def test_estimates_of_different_origin_do_not_mix(config, tmp_path, toy):
     run(config, tmp_path)
-    assert json.loads((tmp_path / "flow/source" / flow.ORIGIN).read_text()) == {
-        "source": "flownet2",
+    assert json.loads((tmp_path / "flow/source" / flow_extraction.ORIGIN).read_text()) == {
+        "source": "toy",
         "size": "training",
         "weights": "simple",
     }
-    config.flow.source = "dis"
-    with pytest.raises(FlowError, match="source='flownet2', now 'dis'"):
+    config.flow.estimator = "dis"
+    with pytest.raises(FlowError, match="source='toy', now 'dis'"):
         run(config, tmp_path)
-    config.flow.source = "flownet2"
+    config.flow.estimator = "toy"
     sorted((tmp_path / "flow/target").glob("*.npy"))[0].unlink()
-    stand_in["name"] = "other"
+    toy["name"] = "other"
     with pytest.raises(FlowError, match="weights='simple', now 'other'"):
         run(config, tmp_path, ("target",))
     config.flow.size = "raw"
@@ -312,8 +315,8 @@ def test_estimates_of_different_origin_do_not_mix(config, tmp_path, stand_in):
         run(config, tmp_path)
 
 
-def test_estimates_that_are_not_finite(config, tmp_path, stand_in):
-    stand_in["params"] = {"tenth": np.float32(np.nan)}
+def test_estimates_that_are_not_finite(config, tmp_path, toy):
+    toy["params"] = {"tenth": np.float32(np.nan)}
     with pytest.raises(FlowError, match=r"001_00010.jpg to .*001_00009.jpg has values that are not finite"):
         run(config, tmp_path, ("source",))
     assert not names(tmp_path / "flow")
@@ -321,6 +324,9 @@ def test_estimates_that_are_not_finite(config, tmp_path, stand_in):
 
 def test_mistakes(config, tmp_path, tiny_config, tiny_variables):
     config.flow.weights = None
+    with pytest.raises(FlowError, match="config.flow.estimator=toy needs the network's weights. Draw some."):
+        modes.flow(config, tmp_path)
+    config.flow.estimator = "flownet2"
     with pytest.raises(FlowError, match="python -m stpl_jax.convert flownet2 FILE OUTPUT"):
         modes.flow(config, tmp_path)
     meta = {"config": json.loads(tiny_config.to_json_best_effort()), "classes": [], "method": "stpl"}
@@ -331,13 +337,15 @@ def test_mistakes(config, tmp_path, tiny_config, tiny_variables):
     config.flow.size = "half"
     with pytest.raises(FlowError, match="expected training or raw, found 'half'"):
         modes.flow(config, tmp_path)
-    config.flow.source = "precomputed"
-    with pytest.raises(FlowError, match="flow.source=precomputed reads it"):
+    config.flow.files = "read"
+    with pytest.raises(FlowError, match="config.flow.files=read reads what others estimated"):
         modes.flow(config, tmp_path)
-    config.flow.source = "raft"
-    with pytest.raises(ValueError, match="expected dis, precomputed, flownet2, found 'raft'"):
+    config.flow.files = "reed"
+    with pytest.raises(UserError, match="expected none, read, write, found 'reed'"):
         domain_spec(config, "source")
-    config.flow.source = "dis"
+    config.flow.files = "none"
+    with pytest.raises(UserError, match="flownet2 does not run while sets are prepared.*files=write"):
+        domain_spec(config, "source")
     config.data.source.raw_dir = config.data.target.raw_dir = None
     with pytest.raises(FlowError, match="data.source.raw_dir=FOLDER"):
         modes.flow(config, tmp_path)
@@ -346,7 +354,7 @@ def test_mistakes(config, tmp_path, tiny_config, tiny_variables):
 
 def test_flow_mode_covers_configured_domains_and_their_pairs(config, tmp_path):
     """The mode itself, with DIS: three frames ask for a second pair; a domain without a folder is left out."""
-    config.flow.source = "dis"
+    config.flow.estimator, config.flow.files = "dis", "none"
     config.data.source.raw_dir = None
     config.num_frames = 3
     modes.flow(config, tmp_path, lambda line: None)
@@ -356,7 +364,7 @@ def test_flow_mode_covers_configured_domains_and_their_pairs(config, tmp_path):
 
 
 def test_a_run_estimates_what_it_lacks(tmp_path, monkeypatch, estimates):
-    """flow.source=flownet2 in --mode=auto over the generated world: files first, then sets prepared from them."""
+    """flow.files=write in --mode=auto over the generated world: files first, then sets prepared from them."""
     opened, reports = {}, []
 
     def opening(settings, workdir, row, origin, progress):
@@ -370,7 +378,7 @@ def test_a_run_estimates_what_it_lacks(tmp_path, monkeypatch, estimates):
     monkeypatch.setattr(modes.model_choice, "start_lines", lambda *_: [])
     monkeypatch.setattr(modes.report, "write_report", lambda config, workdir, progress: reports.append(workdir))
     config = tiny_run_config()
-    config.flow.source, config.flow.weights = "flownet2", "weights"
+    config.flow.estimator, config.flow.files, config.flow.weights = "toy", "write", "weights"
     modes.auto(config, tmp_path, lambda line: None)
     assert opened.keys() == {(r, d) for r, d in (("source_only", "source"), ("stpl", "target"))} | {
         (row, "val") for row in ("source_only", "stpl")
@@ -391,7 +399,7 @@ def test_a_run_estimates_what_it_lacks(tmp_path, monkeypatch, estimates):
     assert not estimates and reports == [tmp_path] * 2
 
 
-def test_predict_uses_the_network(tmp_path, monkeypatch, tiny_config, tiny_variables):
+def test_predict_uses_the_estimator(tmp_path, monkeypatch, tiny_config, tiny_variables):
     with tiny_config.unlocked():
         tiny_config.data.target.size = (32, 64)
     meta = {"config": json.loads(tiny_config.to_json_best_effort()), "label_setting": "viper", "method": "stpl"}
@@ -401,7 +409,7 @@ def test_predict_uses_the_network(tmp_path, monkeypatch, tiny_config, tiny_varia
     (tmp_path / "in").mkdir()
     for i, frame in enumerate(frames):
         predict.Image.fromarray(frame).save(tmp_path / "in" / f"{i}.png")
-    tiny_config.flow.source, tiny_config.flow.weights = "flownet2", "weights"
+    tiny_config.flow.estimator, tiny_config.flow.weights = "toy", "weights"
     seen = []
     monkeypatch.setattr(predict, "predict_files", lambda model, *_: seen.append(model))
     modes.predict(tiny_config, tmp_path / "stpl", None, tmp_path / "in", tmp_path / "out")

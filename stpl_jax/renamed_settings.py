@@ -1,0 +1,19 @@
+"""Settings that had another name: an old one is an error that says the new spelling."""
+
+from input_pipeline import optical_flow
+
+
+def new_spelling(key, value):
+    """Returns the end of a sentence that says what an old setting is now, or an empty text for any other key.
+
+    Args:
+      key: with dots, such as `flow.source` or `rows.stpl.flow.source`.
+      value: what it was set to.
+    """
+    prefix = f"--config.{key.removesuffix('source')}"
+    if f".{key}".endswith(".flow.source"):
+        if value == "precomputed":
+            return f"; it is {prefix}files=read now"
+        files = "none" if value in optical_flow.ESTIMATORS else "write"
+        return f"; it is {prefix}estimator={value} {prefix}files={files} now"
+    return ""
