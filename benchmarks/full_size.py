@@ -59,17 +59,16 @@ def write_source_model(folder):
     config = viper.get_config()
     classes = CLASSES[config.data.classes]
     variables = initial_variables(make_segmenter(config.model, len(classes)), jax.random.key(0))
-    meta = {
-        "config": json.loads(config.to_json_best_effort()),
-        "row": "source_only",
-        "method": "source_only",
-        "label_setting": config.data.classes,
-        "classes": list(classes),
-        "batch_norm": config.batch_norm.mode,
-        "source": "random",
-        "step": 0,
-        "versions": checkpoint.versions(),
-    }
+    meta = checkpoint.CheckpointMeta(
+        config=json.loads(config.to_json_best_effort()),
+        classes=tuple(classes),
+        label_setting=config.data.classes,
+        row="source_only",
+        method="source_only",
+        batch_norm=config.batch_norm.mode,
+        source="random",
+        versions=checkpoint.versions(),
+    )
     checkpoint.save_model(folder, variables, meta)
 
 

@@ -27,10 +27,8 @@ from input_pipeline.errors import capped
 from stpl_jax import checkpoint_digests as digests
 from stpl_jax import checkpoint_places as places
 from stpl_jax import checkpoint_reading as reading
+from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.checkpoint_places import CheckpointError, DamagedCheckpoint
-
-# What a checkpoint's `meta["network"]` names; one without the entry holds a segmentation network.
-NETWORKS = {"accel": "a segmentation network", "flownet2": "an optical flow network"}
 
 warn = functools.partial(warnings.warn, stacklevel=4)
 
@@ -154,7 +152,7 @@ def save(manager, step, state, meta):
       manager: of `open_manager`.
       step: steps done.
       state: one replica of a `TrainState`, numpy.
-      meta: JSON-able.
+      meta: `CheckpointMeta`.
 
     Raises:
       CheckpointError: Orbax does not save, because there is a checkpoint of this step or a later one.
@@ -171,14 +169,14 @@ def save_model(folder, variables, meta):
     Args:
       folder: new folder.
       variables: nested dict of arrays.
-      meta: JSON-able; `network` is a name of `NETWORKS`, a segmentation network's if left out.
+      meta: `CheckpointMeta`.
     """
     with open_manager(Path(folder) / run_folder.CHECKPOINTS) as manager:
         _save(manager, 0, {"model": _to_tree(variables)}, meta)
 
 
 def _save(manager, step, items, meta):
-    meta = digests.add(meta, {item: reading.flat(tree) for item, tree in items.items()})
+    meta = digests.add(meta.as_json(), {item: reading.flat(tree) for item, tree in items.items()})
     arguments = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
     if not manager.save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))):
         raise CheckpointError(
@@ -196,7 +194,7 @@ def restore(manager, step, template):
       template: a `TrainState` of arrays or shapes, as `create_state` builds it.
 
     Returns:
-      The state, numpy, and `meta`.
+      The state, numpy, and its `CheckpointMeta`.
 
     Raises:
       DamagedCheckpoint: it cannot be read, or holds something else than was saved.
@@ -227,7 +225,7 @@ def restore_newest(manager, template, progress=print, from_first=lambda function
       from_first: `processes.from_first` where there may be several processes: the first chooses.
 
     Returns:
-      The state, `meta` and the step; None where there are no checkpoints.
+      The state, its `CheckpointMeta` and the step; None where there are no checkpoints.
 
     Raises:
       CheckpointError: there are checkpoints, but none is whole; or the newest whole one does not fit.
@@ -266,19 +264,19 @@ class ModelCheckpoint:
     """A network as stored: `variables` (numpy `params` and `batch_stats`; None of `peek`), `meta`, `path`."""
 
     variables: dict
-    meta: dict
+    meta: CheckpointMeta
     path: Path
 
     @property
     def row(self):
         """The row that it is of, by its `meta` or else by its folder's name."""
-        return self.meta.get("row") or self.path.parent.parent.name
+        return self.meta.row or self.path.parent.parent.name
 
     @property
     def description(self):
         """One line for the log: row, step, path and classes."""
         line = f"row {self.row}, step {self.path.name}, {self.path}"
-        classes = self.meta.get("classes") or ()
+        classes = self.meta.classes or ()
         return f"{line}, {len(classes)} classes: {', '.join(classes)}" if classes else line
 
 
@@ -289,7 +287,7 @@ def load_model(path, row=None, template=None, network="accel", tell=warn):
       path: a working directory, a row's folder in it, a folder of checkpoints, or one checkpoint (a numbered folder).
       row: with a working directory, which row of its table; default the method that it adapted with.
       template: variables as arrays or shapes that must fit, or None to take what is there.
-      network: a name of `NETWORKS`, what is expected; None for any.
+      network: the name of the network that is expected, see `CheckpointMeta`; None for any.
       tell: called with a line of text where a damaged checkpoint is left out, or one has no digests.
 
     Returns:
@@ -336,21 +334,6 @@ def _load(path, row, network, read, tell):
     return found
 
 
-def check_meta(stored, keys):
-    """Raises `CheckpointError` where the `meta` of a `ModelCheckpoint` lacks keys."""
-    missing = [key for key in keys if key not in stored.meta]
-    if missing:
-        raise CheckpointError(
-            f"Checkpoint {stored.path} does not say its {', '.join(missing)} in meta: neither training nor "
-            "python -m stpl_jax.convert wrote it, and it cannot be applied."
-        )
-
-
-def find_checkpoint(path, row=None):
-    """Finds the newest checkpoint under a path, as `load_model` takes it; returns its numbered folder."""
-    return places.find(path, row).checkpoints[0]
-
-
 def _newest(place, read):
     """Reads the newest whole checkpoint: returns its folder, what `read` returns, and the errors of newer ones."""
     damaged = []
@@ -369,10 +352,9 @@ def _newest(place, read):
 
 
 def _check_network(where, meta, network):
-    found = meta.get("network", "accel")
-    if network is not None and found != network:
+    if network is not None and meta.network != network:
         raise CheckpointError(
-            f"Checkpoint {where} holds {NETWORKS.get(found, found)}, and {NETWORKS[network]} is expected here: "
+            f"Checkpoint {where} holds the network {meta.network}, and {network} is expected here: "
             "segmentation networks go into config.init_from and config.pretrain_from, flow networks into "
             "config.flow.weights."
         )

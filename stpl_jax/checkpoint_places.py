@@ -108,7 +108,7 @@ def _refuse_other_weights(path, network):
         file, found = path, "a file" if path.is_file() else "no such file"
     else:
         return
-    others = "" if network == "flownet2" else " (or deeplab, imagenet: docs/weights.md)"
+    others = " (or deeplab, imagenet: docs/weights.md)" if network in (None, "accel") else ""
     raise CheckpointError(
         f"{path}: expected a checkpoint, which is a folder, found {found}. Weights of PyTorch are converted once, "
         f"python -m stpl_jax.convert {network or 'accel'} {file} OUT{others}; then give OUT in its place."

@@ -9,6 +9,7 @@ from flax import serialization, traverse_util
 
 from input_pipeline.errors import capped
 from stpl_jax import checkpoint_digests as digests
+from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.checkpoint_places import CheckpointError, DamagedCheckpoint
 
 # What the machine denies says nothing about the files.
@@ -29,7 +30,7 @@ def read_meta(where, items):
       items: names of the items that will be read.
 
     Returns:
-      `meta` without its digests, and these; {} where it has none.
+      A `CheckpointMeta`, and the digests; {} where there are none.
     """
     problems = _guarded(where, lambda: digests.damaged_files(where, (*items, "meta")))
     if problems:
@@ -45,7 +46,7 @@ def read_meta(where, items):
     stored = meta.pop(digests.KEY, {})
     if stored and (not isinstance(stored, dict) or stored.get("meta") != digests.of_json(meta)):
         raise DamagedCheckpoint(where, "meta: other values than were saved")
-    return meta, stored
+    return CheckpointMeta.of_json(meta), stored
 
 
 def read_arrays(where, item, stored):

@@ -46,7 +46,7 @@ class DeviceEstimator:
 
 def _load_flownet2(weights):
     stored = checkpoint.load_model(weights, template={"params": parameter_shapes(FlowNet2())}, network="flownet2")
-    return stored.variables["params"], stored.meta.get("sha256") or stored.meta["source"]
+    return stored.variables["params"], stored.meta.sha256 or stored.meta.source
 
 
 # A view of both: what is added to either is there.

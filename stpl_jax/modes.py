@@ -102,10 +102,10 @@ def evaluate(config, workdir, progress=print):
         stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
         before = _known_scores(workdir, row, progress)
         if row != SOURCE:
-            model_choice.check_origin(config, row, stored.meta.get("source", ""))
+            model_choice.check_origin(config, row, stored.meta.source or "")
         score = _score(settings, workdir, stored, progress)
         own = path == str(run_folder.checkpoints(workdir, row))
-        source = stored.meta.get("source", "unknown") if own else str(stored.path)
+        source = stored.meta.source or "unknown" if own else str(stored.path)
         kept = (score,)
         if before:
             # The best of other clips is none of these.
@@ -262,7 +262,7 @@ def _score(settings, workdir, stored, progress):
     segmenter = build_segmenter(settings)
     variables = replicate(stored.variables)
     validation = Validation(settings, workdir, segmenter, progress)
-    return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.get("step", 0))
+    return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.step)
 
 
 def _known_scores(workdir, row, progress):

@@ -151,13 +151,13 @@ def load(path, row=None, tell=checkpoint.warn):
       CheckpointError: there is no checkpoint of that row; the message says what there is.
     """
     stored = checkpoint.load_model(path, row, tell=tell)
-    checkpoint.check_meta(stored, ("config", "classes", "label_setting"))
-    meta, config = stored.meta, stored.meta["config"]
+    meta, config = stored.meta, stored.meta.config
+    meta.require(stored.path, "config", "classes")
     return Model(
-        segmenter=make_segmenter(config["model"], len(meta["classes"])),
+        segmenter=make_segmenter(config["model"], len(meta.classes)),
         variables=jax.device_put(stored.variables),
-        classes=tuple(meta["classes"]),
-        palette=_palette(meta["label_setting"], meta["classes"]),
+        classes=meta.classes,
+        palette=_palette(meta.label_setting, meta.classes),
         size=tuple(config["data"]["target"]["size"]),
         flow_scale=config["flow"]["scale"],
         path=stored.path,

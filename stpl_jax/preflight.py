@@ -32,7 +32,7 @@ from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice,
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables
-from stpl_jax.records import read_scores
+from stpl_jax.records import RowScores, read_scores
 from stpl_jax.rows import row_config
 from stpl_jax.settings import check_same_run
 from stpl_jax.train import build_segmenter, starting_variables
@@ -54,15 +54,15 @@ class _Row:
       settings: its configuration.
       needs: domain -> what its method reads of it; None for what is always read.
       scored: its `RowScores`, None where there are none.
-      before: `meta` of its newest checkpoint, None where it begins.
+      before: `CheckpointMeta` of its newest checkpoint, None where it begins.
       done: whether there is nothing left to do.
     """
 
     name: str
     settings: Any
     needs: dict
-    scored: dict | None = None
-    before: dict | None = None
+    scored: RowScores | None = None
+    before: checkpoint.CheckpointMeta | None = None
     done: bool = False
 
 
@@ -173,7 +173,7 @@ def _find_row(config, workdir, row, training):
         return _Row(row, settings, needs, scored, done=True)
     meta = _read_meta(workdir, row) if run_folder.checkpoints(workdir, row).is_dir() else None
     if meta is not None:
-        check_same_run(settings, meta["config"], workdir / row)
+        check_same_run(settings, meta.config, workdir / row)
     return _Row(row, settings, needs, scored, meta)
 
 
@@ -321,7 +321,7 @@ def _bytes_of(segmenter):
 
 def _compare_data(row, workdir, prepared):
     """Checks that a row that was begun goes on with the same clips."""
-    before = (row.before or {}).get("data", {})
+    before = row.before.data or {} if row.before else {}
     sources = {
         domain: open_clips(prepared_path(domain_spec(row.settings, domain, row.needs[domain], workdir), prepared))
         for domain in before

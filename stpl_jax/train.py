@@ -1,6 +1,7 @@
 """The training loop: one for source training, every adaptation method and the oracle."""
 
 import collections
+import dataclasses
 import json
 from pathlib import Path
 
@@ -74,16 +75,16 @@ def train(config, workdir, row, init_from=None, progress=print):
         if found is not None:
             state, meta, newest = found
             start = newest
-            check_same_run(config, meta["config"], folder)
+            check_same_run(config, meta.config, folder)
             if row != SOURCE:
-                model_choice.check_origin(config, row, meta["source"])
-            check_same_data(meta.get("data", {}), sources, folder)
+                model_choice.check_origin(config, row, meta.source)
+            check_same_data(meta.data or {}, sources, folder)
             if start > steps:
                 raise checkpoint.CheckpointError(
                     f"{folder} has a checkpoint of step {start}, and optim.steps={steps} ends before it: set as many "
                     "steps or more, or another --workdir."
                 )
-            positions, best, origin = meta["positions"], meta["best"], meta["source"]
+            positions, best, origin = meta.positions, meta.best, meta.source
             progress(f"{row}  goes on from step {start}")
             if before := other_batch(config, meta, clips):
                 progress(f"{row}  {before}")
@@ -92,24 +93,24 @@ def train(config, workdir, row, init_from=None, progress=print):
             state = jax.jit(lambda v: create_state(method, optimisers, v, seed_key))(variables)
         state = parallel.replicate(state)
 
-        meta = {
-            "clips_per_step": clips,
-            "data": {domain: source.digest for domain, source in sources.items()},
-            "config": json.loads(config.to_json_best_effort()),
-            "row": row,
-            "method": config.method,
-            "label_setting": config.data.classes,
-            "classes": list(CLASSES[config.data.classes]),
-            "batch_norm": config.batch_norm.mode,
-            "source": origin,
-            "versions": checkpoint.versions(),
-        }
+        meta = checkpoint.CheckpointMeta(
+            config=json.loads(config.to_json_best_effort()),
+            classes=CLASSES[config.data.classes],
+            label_setting=config.data.classes,
+            row=row,
+            method=config.method,
+            batch_norm=config.batch_norm.mode,
+            source=origin,
+            versions=checkpoint.versions(),
+            clips_per_step=clips,
+            data={domain: source.digest for domain, source in sources.items()},
+        )
 
         def save(step, positions):
             nonlocal newest
             newest = step
-            details = {"step": step, "positions": positions, "best": best}
-            checkpoint.save(manager, step, parallel.unreplicate(state), meta | details)
+            now = dataclasses.replace(meta, step=step, positions=positions, best=best)
+            checkpoint.save(manager, step, parallel.unreplicate(state), now)
 
         one_step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
         train_step = parallel.pmap(one_step, donate_state=True)
@@ -160,7 +161,7 @@ def train(config, workdir, row, init_from=None, progress=print):
         log.close()
     progress(f"{row}  mIoU {last['miou']:.2f} at the last step, {steps}")
     if processes.is_first():
-        scores = (last, best, meta["config"], log.seconds_per_step(), meta["data"])
+        scores = (last, best, meta.config, log.seconds_per_step(), meta.data)
         RowScores(row, config.method, origin, *scores).write(workdir)
 
 
@@ -175,11 +176,11 @@ def other_batch(config, meta, clips):
     Raises:
       CheckpointError: the settings changed it, and not the number of devices.
     """
-    before = meta.get("clips_per_step", clips)  # checkpoints of earlier versions do not have it
+    before = meta.clips_per_step or clips  # checkpoints of earlier versions do not have it
     if before == clips:
         return None
     devices, each = jax.device_count(), config.clips_per_device * config.optim.accumulate
-    stored = meta["config"]
+    stored = meta.config
     if stored["clips_per_device"] * stored["optim"]["accumulate"] != each:
         raise checkpoint.CheckpointError(
             f"The row was begun with {before} clips a step, and clips_per_device={config.clips_per_device} with "
@@ -206,9 +207,10 @@ def starting_variables(config, segmenter, init_from, progress=print):
     template = jax.eval_shape(lambda: initial_variables(segmenter, key))
     stored = checkpoint.load_model(checkpoint_places.source_model(init_from), template=template, tell=progress)
     classes = list(CLASSES[config.data.classes])
-    if stored.meta["classes"] != classes:
+    stored.meta.require(stored.path, "classes")
+    if list(stored.meta.classes) != classes:
         raise checkpoint.CheckpointError(
-            f"Checkpoint {stored.path} was trained on classes {stored.meta['classes']}, and data.classes="
+            f"Checkpoint {stored.path} was trained on classes {list(stored.meta.classes)}, and data.classes="
             f"{config.data.classes} has {classes}."
         )
     return stored.variables, str(stored.path)

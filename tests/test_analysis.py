@@ -43,7 +43,8 @@ def set_up(config, root, ids=CITYSCAPES_IDS):
 
 
 def save(folder, config, variables, classes=CLASSES["viper"]):
-    meta = {"config": json.loads(config.to_json_best_effort()), "classes": list(classes), "label_setting": "viper"}
+    stored = json.loads(config.to_json_best_effort())
+    meta = checkpoint.CheckpointMeta(config=stored, classes=tuple(classes), label_setting="viper")
     checkpoint.save_model(folder, variables, meta)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: nothing is lost, any number of devices restores them, and what does not fit is refused."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -14,12 +15,13 @@ import pytest
 
 from input_pipeline import run_folder
 from stpl_jax import checkpoint, parallel
-from stpl_jax.checkpoint import CheckpointError
+from stpl_jax import checkpoint_places as places
+from stpl_jax.checkpoint import CheckpointError, CheckpointMeta
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import make_segmenter
 from stpl_jax.train_state import TrainState, create_state
 
-META = {"method": "stpl", "classes": ["road", "sky"], "step": 3, "positions": {"target": [1, 2]}}
+META = CheckpointMeta(method="stpl", classes=("road", "sky"), step=3, positions={"target": [1, 2]})
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,7 +55,7 @@ def same(a, b):
 def save(folder, state, steps=(3,), keep=2):
     with checkpoint.open_manager(folder, keep) as manager:
         for step in steps:
-            checkpoint.save(manager, step, state.replace(step=np.int32(step)), META | {"step": step})
+            checkpoint.save(manager, step, state.replace(step=np.int32(step)), dataclasses.replace(META, step=step))
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path, trained):
@@ -70,7 +72,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path, trained):
 def test_the_newest_are_kept(tmp_path, trained):
     save(tmp_path, trained, steps=(1, 2, 3, 4), keep=2)
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [3, 4]
-    assert checkpoint.find_checkpoint(tmp_path) == tmp_path / "4"
+    assert places.find(tmp_path).checkpoints[0] == tmp_path / "4"
 
 
 RESTORE = """
@@ -143,7 +145,7 @@ def test_other_networks_are_refused_with_both_shapes(tmp_path, trained, tiny_con
 def test_a_model_is_found_from_every_kind_of_folder(tmp_path, trained, tiny_variables):
     workdir = tmp_path / "run"
     save(workdir / "stpl" / run_folder.CHECKPOINTS, trained, steps=(3, 10))
-    checkpoint.save_model(workdir / "source_only", tiny_variables, {"method": "source_only"})
+    checkpoint.save_model(workdir / "source_only", tiny_variables, CheckpointMeta(method="source_only"))
     (workdir / "config.json").write_text(json.dumps({"method": "stpl"}))
     newest = workdir / "stpl" / run_folder.CHECKPOINTS / "10"
     adapted = {"params": trained.params["network"]["segmenter"], "batch_stats": trained.batch_stats}
@@ -151,13 +153,13 @@ def test_a_model_is_found_from_every_kind_of_folder(tmp_path, trained, tiny_vari
     for path in (workdir, workdir / "stpl", workdir / "stpl" / run_folder.CHECKPOINTS, newest, str(newest)):
         found = checkpoint.load_model(path, template=template)
         assert found.path == newest
-        assert found.meta["step"] == 10
+        assert found.meta.step == 10
         same(found.variables, adapted)
     found = checkpoint.load_model(workdir, row="source_only")
     same(found.variables, tiny_variables)
-    assert found.meta == {"method": "source_only"}
+    assert found.meta == CheckpointMeta(method="source_only")
     older = checkpoint.load_model(workdir / "stpl" / run_folder.CHECKPOINTS / "3")
-    assert older.meta["step"] == 3
+    assert older.meta.step == 3
 
 
 def test_nothing_there_says_where_it_looked(tmp_path):
@@ -173,7 +175,7 @@ def test_nothing_there_says_where_it_looked(tmp_path):
 
 
 def test_a_model_alone_is_no_training_state(tmp_path, trained, tiny_variables):
-    checkpoint.save_model(tmp_path, tiny_variables, {})
+    checkpoint.save_model(tmp_path, tiny_variables, CheckpointMeta())
     folder = tmp_path / run_folder.CHECKPOINTS
     with checkpoint.open_manager(folder) as manager, pytest.raises(CheckpointError, match="no item 'train'"):
         checkpoint.restore(manager, 0, shapes_of(trained))
@@ -189,7 +191,7 @@ with checkpoint.open_manager(sys.argv[1]) as manager:
     for step in range(1, 10_000):
         values["segmenter"]["kernel"] = np.full((2_000, 2_000), step, np.float32)
         state = TrainState(np.int32(step), {"network": dict(values)}, {"mean": np.full(3, step, np.float32)}, {}, None)
-        checkpoint.save(manager, step, state, {"step": step})
+        checkpoint.save(manager, step, state, checkpoint.CheckpointMeta(step=step))
         print(step, flush=True)
 """
 
@@ -208,7 +210,7 @@ def test_a_killed_save_leaves_the_last_good_one(tmp_path):
     process.wait()
     process.stdout.close()
     found = checkpoint.load_model(tmp_path)
-    step = found.meta["step"]
+    step = found.meta.step
     assert step >= 5
     template = TrainState(
         np.int32(0),
@@ -220,14 +222,14 @@ def test_a_killed_save_leaves_the_last_good_one(tmp_path):
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.latest_step() == step
         state, meta = checkpoint.restore(manager, step, template)
-        assert meta["step"] == step == int(state.step)
+        assert meta.step == step == int(state.step)
         np.testing.assert_array_equal(
             state.params["network"]["segmenter"]["kernel"], np.full((2_000, 2_000), step, np.float32)
         )
         # Going on from there works, and what was half written is gone.
-        checkpoint.save(manager, step + 1, state, {"step": step + 1})
+        checkpoint.save(manager, step + 1, state, CheckpointMeta(step=step + 1))
         manager.wait_until_finished()
-    assert checkpoint.find_checkpoint(tmp_path) == tmp_path / str(step + 1)
+    assert places.find(tmp_path).checkpoints[0] == tmp_path / str(step + 1)
     assert not [p.name for p in tmp_path.iterdir() if not p.name.isdigit()]
 
 

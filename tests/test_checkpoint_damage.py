@@ -1,5 +1,6 @@
 """Damaged checkpoints: never restored silently, never a foreign error, and the older whole one is taken and said."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -9,10 +10,11 @@ import pytest
 
 from stpl_jax import checkpoint
 from stpl_jax import checkpoint_digests as digests
+from stpl_jax.checkpoint import CheckpointMeta
 from stpl_jax.checkpoint_places import CheckpointError, DamagedCheckpoint
 from stpl_jax.train_state import TrainState
 
-META = {"classes": ["road", "sky"], "row": "stpl", "config": {"sizes": (1, 2), "rate": 1e-05}}
+CONFIG = {"sizes": (1, 2), "rate": 1e-05}
 
 
 def make_state(step):
@@ -23,7 +25,12 @@ def make_state(step):
 
 
 def make_meta(step):
-    return json.loads(json.dumps(META | {"step": step}))
+    return CheckpointMeta(classes=("road", "sky"), row="stpl", config=CONFIG, step=step)
+
+
+def same_meta(found, step):
+    """Whether what was saved came back; a tuple in the configuration is a list by then."""
+    return found == dataclasses.replace(make_meta(step), config={"sizes": [1, 2], "rate": 1e-05})
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "stpl" / "checkpoints"
     with checkpoint.open_manager(folder) as manager:
         for step in (2, 4):
-            checkpoint.save(manager, step, make_state(step), META | {"step": step})
+            checkpoint.save(manager, step, make_state(step), make_meta(step))
     return folder
 
 
@@ -46,9 +53,9 @@ def load(path):
     """Loads a model; returns its step, which its values have to agree with, and what was said."""
     told = []
     found = checkpoint.load_model(path, tell=told.append)
-    step = found.meta["step"]
+    step = found.meta.step
     expected = make_state(step)
-    assert found.meta == make_meta(step) and found.path.name == str(step)
+    assert same_meta(found.meta, step) and found.path.name == str(step)
     for name, value in expected.params["network"]["segmenter"].items():
         np.testing.assert_array_equal(found.variables["params"][name], value)
     np.testing.assert_array_equal(found.variables["batch_stats"]["mean"], expected.batch_stats["mean"])
@@ -62,7 +69,7 @@ def resume(folder):
         state, meta, step = checkpoint.restore_newest(manager, make_state(0), told.append)
         assert manager.latest_step() == step
     expected = make_state(step)
-    assert int(state.step) == step and meta == make_meta(step)
+    assert int(state.step) == step and same_meta(meta, step)
     np.testing.assert_array_equal(state.opt_state["network"]["trace"], expected.opt_state["network"]["trace"])
     np.testing.assert_array_equal(
         state.params["network"]["segmenter"]["kernel"], expected.params["network"]["segmenter"]["kernel"]
@@ -212,11 +219,11 @@ def test_training_goes_on_from_the_older_one_and_saves_again(folder):
     assert {f.relative_to(folder / "4.damaged.2"): f.read_bytes() for f in files(folder / "4.damaged.2")} == damaged
     with checkpoint.open_manager(folder) as manager:
         checkpoint.restore_newest(manager, make_state(0))
-        checkpoint.save(manager, 3, make_state(3), META | {"step": 3})
-        checkpoint.save(manager, 4, make_state(4), META | {"step": 4})
+        checkpoint.save(manager, 3, make_state(3), make_meta(3))
+        checkpoint.save(manager, 4, make_state(4), make_meta(4))
         manager.wait_until_finished()
         with pytest.raises(CheckpointError, match="Step 4 was not saved.*has a checkpoint of step 4"):
-            checkpoint.save(manager, 4, make_state(4), META | {"step": 4})
+            checkpoint.save(manager, 4, make_state(4), make_meta(4))
     assert resume(folder) == (4, [])
     assert sorted(p.name for p in folder.iterdir()) == ["3", "4", "4.damaged", "4.damaged.2"]
 
@@ -263,12 +270,12 @@ def test_what_the_machine_denies_is_no_damage(folder, monkeypatch):
 def test_processes_that_do_not_choose_restore_what_the_first_chose(folder):
     with checkpoint.open_manager(folder) as manager:
         state, meta, step = checkpoint.restore_newest(manager, make_state(0), from_first=lambda choose: 2)
-    assert int(state.step) == meta["step"] == step == 2
+    assert int(state.step) == meta.step == step == 2
 
 
 def test_looking_without_the_variables(folder):
     found = checkpoint.peek(folder)
-    assert found.variables is None and found.meta == make_meta(4)
+    assert found.variables is None and same_meta(found.meta, 4)
     assert found.description == f"row stpl, step 4, {folder / '4'}, 2 classes: road, sky"
     (folder / "4" / "meta" / "metadata").unlink()
     told = []
@@ -277,7 +284,7 @@ def test_looking_without_the_variables(folder):
 
 def test_a_checkpoint_that_cannot_be_written_is_named_with_what_is_kept(tmp_path, monkeypatch):
     variables = {"params": {"kernel": np.ones((2, 3), np.float32)}}
-    checkpoint.save_model(tmp_path / "row", variables, {})
+    checkpoint.save_model(tmp_path / "row", variables, CheckpointMeta())
 
     def full(self):
         raise ValueError('RESOURCE_EXHAUSTED: Error writing "params/kernel" [source locations]\n more')

@@ -329,7 +329,7 @@ def test_mistakes(config, tmp_path, tiny_config, tiny_variables):
     config.flow.estimator = "flownet2"
     with pytest.raises(FlowError, match="python -m stpl_jax.convert flownet2 FILE OUTPUT"):
         modes.flow(config, tmp_path)
-    meta = {"config": json.loads(tiny_config.to_json_best_effort()), "classes": [], "method": "stpl"}
+    meta = checkpoint.CheckpointMeta(config=json.loads(tiny_config.to_json_best_effort()), classes=(), method="stpl")
     checkpoint.save_model(tmp_path / "segmentation", tiny_variables, meta)
     config.flow.weights = str(tmp_path / "segmentation")
     with pytest.raises(checkpoint.CheckpointError, match="segmentation network(.|\n)*stpl_jax.convert flownet2"):
@@ -402,9 +402,10 @@ def test_a_run_estimates_what_it_lacks(tmp_path, monkeypatch, estimates):
 def test_predict_uses_the_estimator(tmp_path, monkeypatch, tiny_config, tiny_variables):
     with tiny_config.unlocked():
         tiny_config.data.target.size = (32, 64)
-    meta = {"config": json.loads(tiny_config.to_json_best_effort()), "label_setting": "viper", "method": "stpl"}
-    classes = ["road", "sidewalk", "building", "fence", "light"]
-    checkpoint.save_model(tmp_path / "stpl", tiny_variables, meta | {"classes": classes})
+    classes = ("road", "sidewalk", "building", "fence", "light")
+    stored = json.loads(tiny_config.to_json_best_effort())
+    meta = checkpoint.CheckpointMeta(config=stored, classes=classes, label_setting="viper", method="stpl")
+    checkpoint.save_model(tmp_path / "stpl", tiny_variables, meta)
     frames = [raw_trees.frame_pixels(i, (40, 80)) for i in range(3)]
     (tmp_path / "in").mkdir()
     for i, frame in enumerate(frames):

@@ -27,14 +27,14 @@ def put(config, tiny_variables, tmp_path):
     """A function that writes a row's checkpoint into a folder, each with weights of its own."""
 
     def write(folder, row, number):
-        meta = {
-            "config": json.loads(config.to_json_best_effort()),
-            "classes": CLASSES,
-            "label_setting": "viper",
-            "row": row,
-            "method": row,
-            "source": "random",
-        }
+        meta = checkpoint.CheckpointMeta(
+            config=json.loads(config.to_json_best_effort()),
+            classes=tuple(CLASSES),
+            label_setting="viper",
+            row=row,
+            method=row,
+            source="random",
+        )
         variables = jax.tree.map(lambda x: x + np.float32(number), tiny_variables)
         checkpoint.save_model(tmp_path / folder, variables, meta)
         return tmp_path / folder / "checkpoints"
@@ -223,8 +223,8 @@ def test_loading_names_what_there_is(put, tmp_path, monkeypatch):
     assert stpl_jax.load("~/run/stpl").path == stpl / "0"
     monkeypatch.chdir(workdir)
     assert stpl_jax.load(Path("stpl")).path == stpl / "0"
-    checkpoint.save_model(tmp_path / "bare", {"params": {"a": np.ones(2, np.float32)}}, {})
-    with pytest.raises(CheckpointError, match="does not say its config, classes, label_setting"):
+    checkpoint.save_model(tmp_path / "bare", {"params": {"a": np.ones(2, np.float32)}}, checkpoint.CheckpointMeta())
+    with pytest.raises(CheckpointError, match="does not say its config, classes in meta"):
         stpl_jax.load(tmp_path / "bare")
 
 

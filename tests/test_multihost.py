@@ -43,7 +43,7 @@ def source_model(tmp_path_factory):
     """The random network that all runs adapt."""
     folder, config = tmp_path_factory.mktemp("source"), run_config()
     variables = initial_variables(build_segmenter(config), jax.random.key(0))
-    checkpoint.save_model(folder, variables, {"classes": list(CLASSES[config.data.classes])})
+    checkpoint.save_model(folder, variables, checkpoint.CheckpointMeta(classes=CLASSES[config.data.classes]))
     return folder
 
 

@@ -15,6 +15,7 @@ from input_pipeline.errors import Incomplete, UserError
 from input_pipeline.labels import CLASSES, colour_table
 from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, predict
+from stpl_jax.checkpoint import CheckpointMeta
 from stpl_jax.models.accel import Accel
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
@@ -29,12 +30,8 @@ NAMES = list(CLASSES["viper"][:5])
 def make_meta(config, names=NAMES):
     with config.unlocked():
         config.data.target.size = TRAIN_SIZE
-    return {
-        "config": json.loads(config.to_json_best_effort()),
-        "label_setting": "viper",
-        "classes": names,
-        "method": config.method,
-    }
+    stored = json.loads(config.to_json_best_effort())
+    return CheckpointMeta(config=stored, label_setting="viper", classes=tuple(names), method=config.method)
 
 
 @pytest.fixture

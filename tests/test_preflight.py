@@ -1,5 +1,6 @@
 """What a run needs is looked at first: everything wrong is said at once, and all sets are prepared before a step."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -39,8 +40,8 @@ def config(tmp_path, tiny_config):
 def weights(tmp_path_factory, tiny_settings, drawn_variables):
     """A source model of 15 classes."""
     folder = tmp_path_factory.mktemp("weights") / "source"
-    meta = {"classes": list(CLASSES["viper"]), "method": "supervised", "step": 5}
-    meta["config"] = json.loads(tiny_settings.to_json_best_effort())
+    stored = json.loads(tiny_settings.to_json_best_effort())
+    meta = checkpoint.CheckpointMeta(config=stored, classes=CLASSES["viper"], method="supervised", step=5)
     checkpoint.save_model(folder, drawn_variables(build_segmenter(tiny_settings)), meta)
     return folder
 
@@ -255,8 +256,9 @@ def test_rows_that_are_done_need_nothing(config, tmp_path):
 def begin(config, tmp_path, weights, row, data):
     """Leaves a row as a run that was stopped does."""
     settings = row_config(config, row)
-    meta = checkpoint.load_model(weights).meta | {"config": json.loads(settings.to_json_best_effort()), "data": data}
-    checkpoint.save_model(tmp_path / "run" / row, checkpoint.load_model(weights).variables, meta)
+    stored, config = checkpoint.load_model(weights), json.loads(settings.to_json_best_effort())
+    meta = dataclasses.replace(stored.meta, config=config, data=data)
+    checkpoint.save_model(tmp_path / "run" / row, stored.variables, meta)
 
 
 def test_a_row_goes_on_with_the_clips_that_it_was_begun_with(config, tmp_path, weights):

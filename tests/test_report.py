@@ -63,8 +63,9 @@ def network(config, seed):
 
 
 def save(folder, config, variables):
-    meta = {"config": json.loads(config.to_json_best_effort()), "classes": list(CLASSES["viper"])}
-    checkpoint.save_model(folder, variables, meta | {"label_setting": "viper"})
+    stored = json.loads(config.to_json_best_effort())
+    meta = checkpoint.CheckpointMeta(config=stored, classes=CLASSES["viper"], label_setting="viper")
+    checkpoint.save_model(folder, variables, meta)
 
 
 def test_numbers_and_shares(tmp_path, config):

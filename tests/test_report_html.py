@@ -66,9 +66,10 @@ def run(tmp_path_factory, tiny_settings, drawn_variables):
     for row, miou in ROWS.items():
         write_row(folder, row, miou)
     segmenter = make_segmenter(config.model, 15)
-    meta = {"config": json.loads(config.to_json_best_effort()), "classes": list(CLASSES["viper"])}
+    stored = json.loads(config.to_json_best_effort())
+    meta = checkpoint.CheckpointMeta(config=stored, classes=CLASSES["viper"], label_setting="viper")
     for seed, row in enumerate(("source_only", "stpl")):
-        checkpoint.save_model(folder / row, drawn_variables(segmenter, seed), meta | {"label_setting": "viper"})
+        checkpoint.save_model(folder / row, drawn_variables(segmenter, seed), meta)
     found = analysis.find_checkpoints(config, folder)
     analysis.analyse(config, folder, found, lambda line: None)
     report.write_report(config, folder, lambda line: None)

@@ -10,6 +10,7 @@ import pytest
 from tiny_run import tiny_run_config
 
 from stpl_jax import checkpoint, modes
+from stpl_jax import checkpoint_places as places
 from stpl_jax import train as train_module
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.stopping import Stopped
@@ -39,7 +40,7 @@ def adapt(workdir, config, row="stpl", progress=lambda line: None):
 
 def leaves(workdir, row="stpl"):
     """Every array of a row's newest checkpoint, by name."""
-    folder = checkpoint.find_checkpoint(workdir / row)
+    folder = places.find(workdir / row).checkpoints[0]
     with checkpoint.open_manager(folder.parent) as manager:
         out = manager.restore(int(folder.name))
     trees = {"model": out["model"], "train": out["train"]}
@@ -98,7 +99,7 @@ def test_stopped_run_goes_on_to_the_same_bits(finished, begun):
     with pytest.raises(Stopped) as stopped:
         adapt(begun, tiny_run_config(), progress=stop)
     assert stopped.value.code == 128 + 15
-    stopped_at = checkpoint.find_checkpoint(begun / "stpl")
+    stopped_at = places.find(begun / "stpl").checkpoints[0]
     assert stopped_at.name in ("1", "2", "3")
     # A newer one that a disk has damaged is left out, said, and does not keep the last one from being saved.
     shutil.copytree(stopped_at, stopped_at.with_name("4"))

@@ -20,10 +20,12 @@ from pathlib import Path
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from stpl_jax import checkpoint
-from stpl_jax.convert import ConvertError, containers, flow, segmentation
+from stpl_jax.convert import ConvertError, containers, flownet2, segmentation
 from stpl_jax.convert.torch_files import check_new_file, read_state_dict, write_file
 
 _OVERRIDE = "--config."
+# Optical flow networks: a module by the sub-command, which is what `CheckpointMeta.network` says, too.
+_FLOW_NETWORKS = {"flownet2": flownet2}
 
 
 def main(argv=None):
@@ -45,16 +47,15 @@ def _parser():
     )
     commands = parser.add_subparsers(required=True, metavar="FORMAT")
 
-    def add(name, run, text, source="INPUT.pth", target="OUTPUT_DIR", **options):
+    def add(name, convert, text, known=None, source="INPUT.pth", target="OUTPUT_DIR", **options):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("source", metavar=source, type=expand)
         command.add_argument("target", metavar=target, type=expand)
-        if name in containers.NAMES:
+        if known:
             command.add_argument("--key", metavar="NAME", help="which network, where the file holds several")
-            command.set_defaults(known=containers.NAMES[name])
         for option, settings in options.items():
             command.add_argument(f"--{option}", **settings)
-        command.set_defaults(run=run)
+        command.set_defaults(run=_to_orbax if known else _torch, convert=convert, known=known)
 
     every = dict(action="store_true", help="list every tensor in the table, not every block")
     names = "label setting (viper, synthia_seq), or names with commas between them"
@@ -64,11 +65,21 @@ def _parser():
     )
     classes = dict(metavar="NAMES", help=f"{names}; default: by their number, 15 viper, 12 synthia_seq")
     seed = dict(type=int, default=0, help="of what is drawn at random; default 0")
-    add("accel", _accel, "ACCEL DeepLabv2 of DA-VSN and TPS", classes=classes, **common)
+    add(
+        "accel",
+        lambda state_dict, make_config, a: segmentation.convert_accel(state_dict, a.classes, make_config, a.every),
+        "ACCEL DeepLabv2 of DA-VSN and TPS",
+        containers.NAMES["accel"],
+        classes=classes,
+        **common,
+    )
     add(
         "deeplab",
-        _deeplab,
+        lambda state_dict, make_config, a: segmentation.convert_deeplab(
+            state_dict, a.classes, make_config, a.every, a.branches, a.single_level, a.seed
+        ),
         "DeepLabv2 of ADVENT and AdaptSegNet; the score fusion starts as [I | 0]",
+        containers.NAMES["deeplab"],
         classes=classes,
         branches=dict(type=int, help="convolutions that the original code sums (AdaptSegNet's: 2); default: all"),
         single_level=dict(action="store_true", help="one classifier in the file; the auxiliary one is drawn"),
@@ -77,16 +88,20 @@ def _parser():
     )
     add(
         "imagenet",
-        _imagenet,
+        lambda state_dict, make_config, a: segmentation.convert_imagenet(
+            state_dict, a.classes, make_config, a.every, a.seed
+        ),
         "ResNet in the Caffe layout (Scale.conv1 ...); classifiers are drawn, the score fusion starts as [I | 0]",
+        containers.NAMES["imagenet"],
         classes=dict(metavar="NAMES", required=True, help=names),
         seed=seed,
         **common,
     )
-    add("flownet2", _flownet2, "FlowNet2 as released", every=every)
+    for name, network in _FLOW_NETWORKS.items():
+        add(name, _flow_converter(network), network.TITLE, network.KNOWN, every=every)
     add(
         "torch",
-        _torch,
+        None,
         "the way back: one of our checkpoints as a state_dict",
         source="CHECKPOINT",
         target="OUTPUT.pth",
@@ -96,49 +111,16 @@ def _parser():
     return parser
 
 
-def _accel(arguments, overrides):
-    def convert(state_dict):
-        return segmentation.convert_accel(
-            state_dict, arguments.classes, _config_maker(arguments.config, overrides), arguments.every
-        )
-
-    _to_orbax(arguments, convert)
+def _flow_converter(network):
+    return lambda state_dict, make_config, a: network.convert(state_dict, a.every)
 
 
-def _deeplab(arguments, overrides):
-    def convert(state_dict):
-        return segmentation.convert_deeplab(
-            state_dict,
-            arguments.classes,
-            _config_maker(arguments.config, overrides),
-            arguments.every,
-            arguments.branches,
-            arguments.single_level,
-            arguments.seed,
-        )
-
-    _to_orbax(arguments, convert)
-
-
-def _imagenet(arguments, overrides):
-    def convert(state_dict):
-        return segmentation.convert_imagenet(
-            state_dict, arguments.classes, _config_maker(arguments.config, overrides), arguments.every, arguments.seed
-        )
-
-    _to_orbax(arguments, convert)
-
-
-def _flownet2(arguments, overrides):
-    del overrides
-    _to_orbax(arguments, lambda state_dict: flow.convert_flownet2(state_dict, arguments.every))
-
-
-def _to_orbax(arguments, convert):
+def _to_orbax(arguments, overrides):
     with _new_folder(arguments.target) as folder:
         state_dict = read_state_dict(arguments.source, arguments.known, arguments.key)
         print("\n".join([f"{arguments.source}: {len(state_dict.arrays)} tensors", *state_dict.notes]))
-        converted = convert(state_dict)
+        make_config = _config_maker(getattr(arguments, "config", None), overrides)
+        converted = arguments.convert(state_dict, make_config, arguments)
         print("\n".join(converted.lines))
         checkpoint.save_model(folder(), converted.variables, converted.meta)
     print(f"written: {arguments.target}")
@@ -149,10 +131,8 @@ def _torch(arguments, overrides):
     check_new_file(arguments.target)
     stored = checkpoint.load_model(arguments.source, arguments.row, network=None, tell=print)
     print(f"reads {stored.description}")
-    if stored.meta.get("network") == "flownet2":
-        arrays, others, lines = flow.to_state_dict(stored)
-    else:
-        (arrays, lines), others = segmentation.to_state_dict(stored), None
+    network = _FLOW_NETWORKS.get(stored.meta.network, segmentation)
+    arrays, others, lines = network.to_state_dict(stored)
     write_file(arguments.target, {f"{arguments.prefix}{name}": x for name, x in arrays.items()}, others)
     print("\n".join([*lines, f"written: {arguments.target}, {len(arrays)} tensors"]))
 

@@ -16,7 +16,6 @@ NAMES = {
     "accel": _STAGES,
     "deeplab": _STAGES,
     "imagenet": tuple(f"Scale.{name}" for name in _STAGES),
-    "flownet2": ("flownetc.conv1.0.weight", "flownets_1.conv1.0.weight", "flownetfusion.conv0.0.weight"),
 }
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _DEEPEST = 5

@@ -32,10 +32,10 @@ NOT_CAFFE = (
 
 
 class Converted(NamedTuple):
-    """A network to be saved: nested `variables`, `meta`, and lines of text for the user."""
+    """A network to be saved: nested `variables`, its `meta`, and lines of text for the user."""
 
     variables: dict
-    meta: dict
+    meta: checkpoint.CheckpointMeta
     lines: list
 
 
@@ -85,19 +85,17 @@ def _prepare(state_dict, classes, make_config):
 
 
 def _meta(config, setting, names, kind, state_dict):
-    return {
-        "network": "accel",
-        "config": json.loads(config.to_json_best_effort()),
-        "row": "source_only",
-        "method": "source_only",
-        "label_setting": setting,
-        "classes": list(names),
-        "batch_norm": config.batch_norm.mode,
-        "source": f"{kind} {state_dict.path.name}",
-        "sha256": sha256(state_dict.path),
-        "step": 0,
-        "versions": checkpoint.versions() | versions(),
-    }
+    return checkpoint.CheckpointMeta(
+        config=json.loads(config.to_json_best_effort()),
+        classes=tuple(names),
+        label_setting=setting,
+        row="source_only",
+        method="source_only",
+        batch_norm=config.batch_norm.mode,
+        source=f"{kind} {state_dict.path.name}",
+        versions=checkpoint.versions() | versions(),
+        sha256=sha256(state_dict.path),
+    )
 
 
 def _converted(kind, state_dict, layout, flat, config, setting, names, notes, every):
@@ -274,12 +272,13 @@ def to_state_dict(stored):
       stored: a `checkpoint.ModelCheckpoint`.
 
     Returns:
-      Name -> numpy array, and lines of text for the user.
+      Name -> numpy array, None for what stands beside them in a file, and lines of text for the user.
 
     Raises:
       ConvertError: it holds other variables than its own configuration says.
     """
-    model, names = stored.meta["config"]["model"], stored.meta["classes"]
+    stored.meta.require(stored.path, "config", "classes")
+    model, names = stored.meta.config["model"], stored.meta.classes
     keys = accel_names.backbone_keys(model["backbone"]["blocks"])
     for name in accel_names.CLASSIFIERS:
         keys += accel_names.classifier_keys(name, len(model["classifier_dilations"]))
@@ -302,4 +301,4 @@ def to_state_dict(stored):
         f"{len(counters)} counters num_batches_tracked, all 0, are added",
         f"classes: {', '.join(names)}",
     ]
-    return state_dict, lines
+    return state_dict, None, lines

@@ -59,7 +59,7 @@ def read_state_dict(path, known=(), key=None):
 
     Args:
       path: file.
-      known: names of tensors that tell the network, of `containers.NAMES`.
+      known: names of tensors that tell the network, such as `containers.NAMES`.
       key: which network, where the file holds several.
 
     Returns:

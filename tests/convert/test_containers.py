@@ -8,7 +8,7 @@ import torch
 from flax import traverse_util
 
 from stpl_jax import checkpoint
-from stpl_jax.convert import ConvertError
+from stpl_jax.convert import ConvertError, flownet2
 from stpl_jax.convert.__main__ import main
 from stpl_jax.convert.containers import NAMES, state_dict_of
 
@@ -108,7 +108,7 @@ def test_names_that_tell_each_network():
     assert read(before("module.", caffe), known=NAMES["imagenet"]) == (caffe, ["prefix module. taken off"])
     assert read(caffe) == (caffe, [])  # the Caffe layout is no DeepLabv2 in a wrapper
     flow = {"flownetc.conv1.0.weight": 1, "flownets_d.conv1.0.weight": 2, "flownetfusion.conv0.0.weight": 3}
-    assert read({"state_dict": before("module.", flow)}, known=NAMES["flownet2"])[0] == flow
+    assert read({"state_dict": before("module.", flow)}, known=flownet2.KNOWN)[0] == flow
 
 
 def test_mappings_that_hold_themselves_end():

@@ -7,7 +7,7 @@ import torch
 from flax import traverse_util
 
 from stpl_jax import checkpoint
-from stpl_jax.convert import flow
+from stpl_jax.convert import flownet2
 from stpl_jax.convert.__main__ import main
 from stpl_jax.models.flownet2 import FlowNet2, parameter_shapes
 
@@ -32,7 +32,7 @@ def draw(shape, seed):
 @pytest.fixture(scope="module")
 def released():
     """A random state_dict with the shapes of the released one."""
-    shapes = flow._layout().shapes()
+    shapes = flownet2._layout().shapes()
     return {name: draw(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}
 
 
@@ -59,14 +59,14 @@ def test_flownet2_goes_in_and_out_bit_for_bit(released, saved, tmp_path, capsys)
     assert "162,518,834" in printed and all(f"{size:,}" in printed for size in SIZES.values())
 
     stored = checkpoint.load_model(tmp_path / "out", network="flownet2")
-    assert stored.meta["source"] == "flownet2 FlowNet2_checkpoint.pth.tar"
+    assert stored.meta.source == "flownet2 FlowNet2_checkpoint.pth.tar"
     expected = traverse_util.flatten_dict(parameter_shapes(FlowNet2()))
     found = traverse_util.flatten_dict(stored.variables["params"])
     assert {p: (x.shape, x.dtype) for p, x in found.items()} == {p: (x.shape, x.dtype) for p, x in expected.items()}
     np.testing.assert_array_equal(
         found["flownetc", "conv3_1", "kernel"], released["flownetc.conv3_1.0.weight"].numpy().transpose(2, 3, 1, 0)
     )
-    back, others, _ = flow.to_state_dict(stored)
+    back, others, _ = flownet2.to_state_dict(stored)
     assert others == {"epoch": 7, "best_EPE": 3.25}
     assert back.keys() == released.keys()
     for name, x in back.items():
@@ -87,11 +87,11 @@ def test_flownet2_that_does_not_fit(released, saved, refused):
 
 def test_way_back_of_a_flow_checkpoint_is_the_public_container(tmp_path, monkeypatch):
     shapes = {"flownetc": {"conv1": {"kernel": jax.ShapeDtypeStruct((7, 7, 3, 4), np.float32)}}}
-    monkeypatch.setattr(flow, "KEYS", (("flownetc.conv1.0.weight", ("flownetc", "conv1", "kernel"), "conv"),))
-    monkeypatch.setattr(flow, "parameter_shapes", lambda network: shapes)
+    monkeypatch.setattr(flownet2, "KEYS", (("flownetc.conv1.0.weight", ("flownetc", "conv1", "kernel"), "conv"),))
+    monkeypatch.setattr(flownet2, "parameter_shapes", lambda network: shapes)
     kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 4)).astype(np.float32)
     variables = {"params": {"flownetc": {"conv1": {"kernel": kernel}}}}
-    checkpoint.save_model(tmp_path / "flow", variables, {"network": "flownet2"})
+    checkpoint.save_model(tmp_path / "flow", variables, checkpoint.CheckpointMeta(network="flownet2"))
     main(["torch", str(tmp_path / "flow"), str(tmp_path / "back.pth.tar")])
     back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
     assert back["epoch"] == 0 and back["best_EPE"] == float("inf")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stpl_jax import checkpoint
-from stpl_jax.checkpoint import CheckpointError
+from stpl_jax.checkpoint import CheckpointError, CheckpointMeta
 from stpl_jax.convert.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -221,12 +221,12 @@ def test_without_pytorch_the_message_says_what_to_install(saved, state, refused,
 
 def test_flow_and_segmentation_checkpoints_are_not_mixed_up(tmp_path, tiny_segmenter, tiny_variables):
     flow = {"params": {"flownetc": {"conv1": {"kernel": np.ones((1, 1, 1, 1), np.float32)}}}}
-    checkpoint.save_model(tmp_path / "flow", flow, {"network": "flownet2"})
-    with pytest.raises(CheckpointError, match="holds an optical flow network, and a segmentation network is expected"):
+    checkpoint.save_model(tmp_path / "flow", flow, CheckpointMeta(network="flownet2"))
+    with pytest.raises(CheckpointError, match="holds the network flownet2, and accel is expected"):
         checkpoint.load_model(tmp_path / "flow", template=tiny_variables)
-    assert checkpoint.load_model(tmp_path / "flow", network="flownet2").meta == {"network": "flownet2"}
-    checkpoint.save_model(tmp_path / "model", tiny_variables, {})
-    with pytest.raises(CheckpointError, match="holds a segmentation network, and an optical flow network is expected"):
+    assert checkpoint.load_model(tmp_path / "flow", network="flownet2").meta == CheckpointMeta(network="flownet2")
+    checkpoint.save_model(tmp_path / "model", tiny_variables, CheckpointMeta())
+    with pytest.raises(CheckpointError, match="holds the network accel, and flownet2 is expected"):
         checkpoint.load_model(tmp_path / "model", network="flownet2")
 
 
@@ -240,7 +240,7 @@ def test_command_line_as_it_is_typed(saved, state, tmp_path, small_config):
 
     good = run("accel", saved(state), tmp_path / "new" / "out", small_config)
     assert good.returncode == 0 and "written" in good.stdout, good.stderr
-    assert checkpoint.load_model(tmp_path / "new" / "out").meta["label_setting"] == "viper"
+    assert checkpoint.load_model(tmp_path / "new" / "out").meta.label_setting == "viper"
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
     bad = run("accel", saved(state | {"more": torch.ones(1)}), tmp_path / "bad", small_config)
     assert bad.returncode == 1 and "more: expected missing" in bad.stderr and "Traceback" not in bad.stderr

@@ -86,8 +86,8 @@ def test_accel_gives_the_class_maps_of_pytorch(
 
     assert model.classes[0] == first and len(model.classes) == count and model.size == INSIDE
     meta = checkpoint.load_model(out).meta
-    assert meta["label_setting"] == setting
-    assert meta["source"] == "accel input.pth" and meta["versions"]["torch"] == torch.__version__
+    assert meta.label_setting == setting
+    assert meta.source == "accel input.pth" and meta.versions["torch"] == torch.__version__
     if setting:
         assert model.classes == CLASSES[setting] and (model.palette == colour_table(setting)).all()
     else:
@@ -176,7 +176,7 @@ def test_resnet_101_goes_in_and_out_bit_for_bit(saved, tmp_path, capsys):
 def test_way_back_with_a_prefix_and_of_one_row(tmp_path, drawn_variables, tiny_config, refused):
     segmenter = make_segmenter(tiny_config.model, 5)
     variables = drawn_variables(segmenter)
-    meta = {"config": json.loads(tiny_config.to_json_best_effort()), "classes": list("abcde"), "label_setting": None}
+    meta = checkpoint.CheckpointMeta(config=json.loads(tiny_config.to_json_best_effort()), classes=tuple("abcde"))
     for row in ("stpl", "source_only"):
         checkpoint.save_model(tmp_path / "run" / row, variables, meta)
     (tmp_path / "run" / "config.json").write_text(json.dumps({"method": "stpl"}))
@@ -193,7 +193,7 @@ def test_way_back_with_a_prefix_and_of_one_row(tmp_path, drawn_variables, tiny_c
     message = refused("torch", tmp_path / "run", "--row=stlp", target="b.pth")
     assert "source_only (step 0), stpl (step 0). Did you mean stpl?" in message
 
-    meta["config"]["model"]["backbone"]["blocks"] = [1, 1, 2, 1]
+    meta.config["model"]["backbone"]["blocks"] = [1, 1, 2, 1]
     variables["batch_stats"]["backbone"]["bn1"]["mean"][:] = np.nan
     checkpoint.save_model(tmp_path / "other", variables, meta)
     assert "layer3_1/conv1/kernel: expected, found missing" in refused("torch", tmp_path / "other", target="b.pth")
@@ -329,7 +329,7 @@ def test_adaptation_starts_from_a_converted_model(tiny_file, tmp_path, fast_comp
     modes.adapt(config, tmp_path / "run", lines.append)
     assert any("step 2/2" in line for line in lines)
     after = checkpoint.load_model(tmp_path / "run" / "stpl")
-    assert after.meta["source"].startswith(str(out)) and after.path.name == "2"
+    assert after.meta.source.startswith(str(out)) and after.path.name == "2"
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after.variables)
     assert (
         changed["params"]["backbone"]["layer4_0"]["conv1"]["kernel"]
@@ -374,7 +374,7 @@ def test_settings_are_given_as_main_py_takes_them(saved, tmp_path, small_network
     )
     model = stpl_jax.load(out)
     assert model.flow_scale == "public" and model.size == (16, 24)
-    assert checkpoint.load_model(out).meta["config"]["model"]["backbone"]["blocks"] == [1, 1, 2, 1]
+    assert checkpoint.load_model(out).meta.config["model"]["backbone"]["blocks"] == [1, 1, 2, 1]
     assert "flow.scal" in refused("accel", file, small_config, "--config.flow.scal=public", target="b")
     assert "KEY=VALUE" in refused("accel", file, small_config, "--config.flow.scale", target="b")
     assert "get_config" in refused("accel", file, f"--config={stpl_jax.__file__}", target="b")
@@ -383,10 +383,8 @@ def test_settings_are_given_as_main_py_takes_them(saved, tmp_path, small_network
 def test_configuration_is_that_of_the_label_setting(saved, tmp_path, small_network):
     state = small_network(12, dilations=(6, 12, 18, 24), stem_kernel=7).state_dict()
     meta = checkpoint.load_model(convert("accel", saved(state), tmp_path / "out")).meta
-    assert (
-        meta["config"]["data"]["source"]["name"] == "synthia_seq" and meta["config"]["data"]["classes"] == "synthia_seq"
-    )
-    assert meta["config"]["model"]["backbone"]["widths"] == [4, 8, 8, 4]
+    assert meta.config["data"]["source"]["name"] == "synthia_seq" and meta.config["data"]["classes"] == "synthia_seq"
+    assert meta.config["model"]["backbone"]["widths"] == [4, 8, 8, 4]
     config = base.get_config()
     config.model.backbone.update(blocks=(1, 1, 2, 1), widths=(4, 8, 8, 4), stem_width=8)
     segmenter = make_segmenter(config.model, 12)

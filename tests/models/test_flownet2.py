@@ -259,7 +259,7 @@ def test_half_precision_keeps_flow_in_float32():
 
 def test_flownet2_in_the_flow_mode_end_to_end(reference, params, tmp_path):
     """main.py --mode=flow with the whole network, in a process of its own, against PyTorch."""
-    meta = {"network": "flownet2", "source": "random weights", "versions": checkpoint.versions()}
+    meta = checkpoint.CheckpointMeta(network="flownet2", source="random weights", versions=checkpoint.versions())
     checkpoint.save_model(tmp_path / "weights", {"params": params}, meta)
     # Frames of 50×60 pass the network as 64×64.
     raw_trees.write_viper(tmp_path / "viper", size=(50, 60))

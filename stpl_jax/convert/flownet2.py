@@ -10,6 +10,10 @@ from stpl_jax.convert.segmentation import Converted
 from stpl_jax.convert.torch_files import sha256, versions
 from stpl_jax.models.flownet2 import FlowNet2, parameter_shapes
 
+TITLE = "FlowNet2 as released"
+# Names that tell it, see `containers.state_dict_of`.
+KNOWN = ("flownetc.conv1.0.weight", "flownets_1.conv1.0.weight", "flownetfusion.conv0.0.weight")
+
 
 def _layout():
     keys = tuple((name, ("params", *path), kind) for name, path, kind in KEYS)
@@ -17,7 +21,7 @@ def _layout():
     return Layout("FlowNet2", keys, template, to_flax, to_torch, lambda name: name.split(".")[0])
 
 
-def convert_flownet2(state_dict, every=False):
+def convert(state_dict, every=False):
     """Converts the released FlowNet2.
 
     Args:
@@ -32,13 +36,13 @@ def convert_flownet2(state_dict, every=False):
     """
     layout = _layout()
     variables = traverse_util.unflatten_dict(layout.read(state_dict))
-    meta = {
-        "network": "flownet2",
-        "source": f"flownet2 {state_dict.path.name}",
-        "sha256": sha256(state_dict.path),
-        "released": {k: v for k, v in state_dict.others.items() if np.isfinite(v)},
-        "versions": checkpoint.versions() | versions(),
-    }
+    meta = checkpoint.CheckpointMeta(
+        network="flownet2",
+        source=f"flownet2 {state_dict.path.name}",
+        versions=checkpoint.versions() | versions(),
+        sha256=sha256(state_dict.path),
+        released={k: v for k, v in state_dict.others.items() if np.isfinite(v)},
+    )
     return Converted(variables, meta, layout.table(every))
 
 
@@ -55,6 +59,6 @@ def to_state_dict(stored):
       ConvertError: it holds other variables.
     """
     layout = _layout()
-    released = stored.meta.get("released", {})
+    released = stored.meta.released or {}
     others = {"epoch": int(released.get("epoch", 0)), "best_EPE": released.get("best_EPE", float("inf"))}
     return layout.write(stored.variables, stored.path), others, layout.table()
