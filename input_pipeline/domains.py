@@ -53,9 +53,9 @@ def domain_spec(config, domain, needs=None, workdir=""):
         pairs = {tuple(p) for p in section.flow_pairs} | {tuple(p) for p in (needs.flow_pairs if needs else ())}
     val = domain == "val"
     files, estimator = config.flow.files, config.flow.estimator
-    flow_dir = flow_folder(config, workdir, domain) if files == "write" else expand(_flow_dir(config, domain))
+    name = "val_flow_dir" if val else "flow_dir"
+    flow_dir = section[name] or (run_folder.flow(workdir, domain) if files == "write" else "")
     if files == "read" and pairs and not flow_dir:
-        name = "val_flow_dir" if val else "flow_dir"
         raise UserError(
             f"config.data.{key}.{name} is not set: it names the folder of the flow files that config.flow.files=read "
             f"reads. Set --config.data.{key}.{name}=FOLDER, or --config.flow.files=none. {HOW_TO}"
@@ -71,7 +71,7 @@ def domain_spec(config, domain, needs=None, workdir=""):
         flow_pairs=tuple(sorted(pairs)),
         flow_source=estimator if files == "none" else "precomputed",
         flow_estimator=estimator if files == "write" else "",
-        flow_dir=str(flow_dir),
+        flow_dir=str(expand(flow_dir)),
         flow_scale=config.flow.scale,
         list_file=str(expand((section.val_list if val else section.list) or "")),
         skip_bad=config.data.skip_bad,
@@ -122,16 +122,6 @@ def flow_files_there(spec, pair):
     clips, _ = checks.list_clips(spec, BUILDERS[spec.name].LAYOUT)
     files = {clip.flows[pair] for clip in clips}
     return sum(file.is_file() for file in files), len(files)
-
-
-def flow_folder(config, workdir, domain):
-    """Returns where a domain's flow is written to: its configured `flow_dir`, or else `<workdir>/flow/<domain>`."""
-    return Path(expand(_flow_dir(config, domain)) or run_folder.flow(workdir, domain))
-
-
-def _flow_dir(config, domain):
-    section = config.data["source" if domain == "source" else "target"]
-    return (section.val_flow_dir if domain == "val" else section.flow_dir) or ""
 
 
 def prepare_domain(config, workdir, domain, needs=None, progress=print):

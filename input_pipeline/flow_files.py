@@ -54,7 +54,7 @@ def flow_name(dataset, clip_name, current_frame_number, earlier_frame_number):
         if current - earlier != 1:
             raise UserError(
                 f"SYNTHIA-Seq flow files are named after the current frame only, so they hold flow over one frame; "
-                f"asked for {current} to {earlier}. Use flow_source='dis' for other pairs."
+                f"asked for {current} to {earlier}. Use config.flow.files=none for other pairs."
             )
         return f"{current:06d}_int16_x10.npy"
     raise UserError(f"No flow file names are known for data set {dataset!r}: viper, synthia_seq or cityscapes_seq.")

@@ -70,22 +70,26 @@ class Loaded:
     Attributes:
       entry: of `ESTIMATORS`.
       params: its parameters; None on the host.
-      weights: what tells them from others, for the record; None where there are none.
+      weights: what tells these from others, for the record; None on the host.
     """
 
-    entry: Any
+    entry: DeviceEstimator | optical_flow.HostEstimator
     params: Any = dataclasses.field(default=None, repr=False)
     weights: str | None = None
 
+    @property
+    def _on_host(self):
+        return isinstance(self.entry, optical_flow.HostEstimator)
+
     def of_pair(self):
         """Returns a function like `optical_flow.dis_flow`: two `[H, W, 3]` uint8 RGB frames to flow `[H, W, 2]`."""
-        if isinstance(self.entry, optical_flow.HostEstimator):
+        if self._on_host:
             return self.entry.function
         run = jax.jit(lambda params, frame, earlier: self.entry.function(params, frame[None], earlier[None])[0])
         return functools.partial(run, jax.device_put(self.params))
 
     def of_pairs(self, jobs, read, per_device, threads):
-        """Estimates the flow of many pairs of frames of one size.
+        """Estimates the flow of many pairs of frames of one size: threads read, and transfers run ahead.
 
         Args:
           jobs: list of anything.
@@ -96,12 +100,9 @@ class Loaded:
         Yields:
           (job, `[H, W, 2]` float32), in the order of jobs.
         """
-        if isinstance(self.entry, optical_flow.HostEstimator):
-            return ordered_map(lambda job: (job, self.entry.function(*read(job))), jobs, threads)
-        return self._on_all_devices(jobs, read, per_device, threads)
-
-    def _on_all_devices(self, jobs, read, per_device, threads):
-        """As `of_pairs`: threads decode, transfers run ahead, and results are fetched one batch late."""
+        if self._on_host:
+            yield from ordered_map(lambda job: (job, self.entry.function(*read(job))), jobs, threads)
+            return
         count = per_device * jax.local_device_count()
         step = parallel.pmap(self.entry.function)
         params = parallel.replicate(self.params)
@@ -118,13 +119,15 @@ class Loaded:
             shards = np.concatenate([np.asarray(shard.data) for shard in flow.addressable_shards])
             yield from zip(group, shards.reshape(-1, *shards.shape[2:]), strict=False)
 
-        waiting = collections.deque()
+        # Results are fetched one batch late.
+        waiting = None
         for group, (frames, earlier) in parallel.prefetch(batches()):
-            waiting.append((group, step(params, frames, earlier)))
-            if len(waiting) > 1:
-                yield from fetch(*waiting.popleft())
-        for item in waiting:
-            yield from fetch(*item)
+            ahead = group, step(params, frames, earlier)
+            if waiting:
+                yield from fetch(*waiting)
+            waiting = ahead
+        if waiting:
+            yield from fetch(*waiting)
 
 
 def load(settings):

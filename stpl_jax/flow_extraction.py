@@ -14,7 +14,7 @@ import numpy as np
 
 from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
-from input_pipeline.domains import domain_spec, flow_folder, with_world
+from input_pipeline.domains import domain_spec, with_world
 from input_pipeline.files import read_json, write_atomically
 from input_pipeline.images import read_image
 from input_pipeline.prepare import BUILDERS, is_usable, stale_flow
@@ -58,30 +58,27 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     if config.flow.size not in ("training", "raw"):
         raise FlowError(f"config.flow.size: expected training or raw, found {config.flow.size!r}.")
     origin = {"source": config.flow.estimator, "size": config.flow.size}
-    works = []
+    prepared, works = run_folder.prepared(config, workdir), []
     for domain, extra in needs.items():
         spec = domain_spec(config, domain, extra, workdir)
-        prepared = run_folder.prepared(config, workdir)
         if unprepared_only and is_usable(spec, prepared, progress):
             continue
-        folder = flow_folder(config, workdir, domain)
-        _check_origin(folder, origin)
-        work = _find_work(spec, folder, stale_flow(spec, prepared, progress))
+        _check_origin(spec.flow_dir, origin)
+        work = _find_work(spec, stale_flow(spec, prepared, progress))
         if work.pending:
             works.append(work)
         else:
-            progress(f"flow  {work.name}: all {work.files} files are in {folder}")
+            progress(f"flow  {work.name}: all {work.files} files are in {spec.flow_dir}")
     if not works:
         return 0
     if jax.process_count() > 1:
         raise FlowError(IN_ONE_PROCESS)
-    estimator = flow_estimators.load(config.flow)  # before the checks, which can take long
-    if estimator.weights is not None:
-        origin["weights"] = estimator.weights
-        for work in works:
-            _check_origin(work.folder, origin)
-    jobs = _checked(works, config.data.threads, progress)
-    return sum(_write_flow(work, todo, estimator, origin, config, progress) for work, todo in jobs)
+    estimator = flow_estimators.load(config.flow)
+    origin |= {"weights": estimator.weights} if estimator.weights is not None else {}
+    for work in works:
+        _check_origin(work.spec.flow_dir, origin)  # before all files are read, which can take long
+    todo = _check_frames(works, config.data.threads, progress)
+    return sum(_write_flow(work, jobs, size, estimator, origin, config, progress) for work, jobs, size in todo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,6 @@ class _Work:
 
     Attributes:
       spec: `DatasetSpec` that reads the files.
-      folder: of the files.
       files: number of files, with those that are there.
       pending: [(ClipFiles, pair, file)] of what is missing; clips that overlap name a file twice.
       bad: faults found while listing.
@@ -99,7 +95,6 @@ class _Work:
     """
 
     spec: DatasetSpec
-    folder: Path
     files: int
     pending: list
     bad: list
@@ -121,16 +116,22 @@ class _Job:
     written: int | None
 
 
-def _find_work(spec, folder, stale):
+def _find_work(spec, stale):
     layout = BUILDERS[spec.name].LAYOUT
     missing = checks.missing_folders(dataclasses.replace(spec, flow_pairs=()), layout)
     if missing:
         raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
     clips, bad = checks.list_clips(spec, layout)
     there = {path: path not in stale and _is_complete(path) for clip in clips for path in clip.flows.values()}
-    pending = [(c, pair, _npy_name(path)) for c in clips for pair, path in c.flows.items() if not there[path]]
+    # Written as `.npy`, which is read first: a broken `.flo` is left where it is.
+    pending = [
+        (clip, pair, path.with_name(f"{path.stem.removesuffix('_int16_x10')}_int16_x10.npy"))
+        for clip in clips
+        for pair, path in clip.flows.items()
+        if not there[path]
+    ]
     replaced = sum(path.exists() for path, complete in there.items() if not complete and path not in stale)
-    return _Work(spec, folder, len(there), pending, bad, replaced, len(stale))
+    return _Work(spec, len(there), pending, bad, replaced, len(stale))
 
 
 def _is_complete(path):
@@ -145,22 +146,15 @@ def _written(path):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _npy_name(path):
-    """The `.npy` name of a flow file; a broken `.flo` file is left where it is, and the `.npy` is read first."""
-    return path.with_name(f"{path.stem.removesuffix('_int16_x10')}_int16_x10.npy")
-
-
 def _check_origin(folder, origin):
     remedy = (
         "It says what the flow files beside it were estimated with. Delete it if you know that they are of these "
         f"settings ({', '.join(f'{key}={value}' for key, value in origin.items())}); else delete the folder and the "
         "sets prepared from it to estimate anew."
     )
-    before = read_json(folder / ORIGIN, remedy) or {}
+    before = read_json(Path(folder) / ORIGIN, remedy) or {}
     # A folder without the note holds files made elsewhere: which they are is for the user to know.
-    differing = [
-        f"{key}={before[key]!r}, now {value!r}" for key, value in origin.items() if before.get(key, value) != value
-    ]
+    differing = [f"{key}={before[key]!r}, now {new!r}" for key, new in origin.items() if before.get(key, new) != new]
     if differing:
         raise FlowError(
             f"{folder} holds flow estimated with other settings ({'; '.join(differing)}), and one set must not mix "
@@ -169,79 +163,69 @@ def _check_origin(folder, origin):
         )
 
 
-def _checked(works, threads, progress):
-    """Checks the raw files of all domains, then raises or returns [(work, (jobs, size of the raw frames))]."""
-    results, errors = [], []
+def _check_frames(works, threads, progress):
+    """Checks the raw files of all domains, then raises or returns [(work, jobs, size of the raw frames)]."""
+    todo, errors = [], []
     for work in works:
-        spec, layout = work.spec, BUILDERS[work.spec.name].LAYOUT
         # Without their flow, which is what is missing.
         clips = {clip.name: dataclasses.replace(clip, flows={}) for clip, _, _ in work.pending}
-        good, faults, raw_size = checks.check_files(spec, layout, list(clips.values()), progress, threads)
+        layout = BUILDERS[work.spec.name].LAYOUT
+        good, faults, raw_size = checks.check_files(work.spec, layout, list(clips.values()), progress, threads)
         bad = work.bad + faults
-        if bad and not spec.skip_bad:
+        if bad and not work.spec.skip_bad:
             advice = "Fetch or repair these files, or set skip_bad (--config.data.skip_bad=True) to leave them out."
-            errors.append(checks.BadFilesError(spec, bad, advice))
-            continue
-        if bad:
+            errors.append(checks.BadFilesError(work.spec, bad, advice))
+        elif bad:
             progress(f"flow  {work.name}: skip_bad leaves out {len(clips) - len(good)} clips, {len(bad)} bad files")
         names = {clip.name for clip in good}
         jobs = {f: _Job(f, c.frames[a], c.frames[b], _written(f)) for c, (a, b), f in work.pending if c.name in names}
-        results.append((work, (list(jobs.values()), raw_size)))
-    if len(errors) == 1:
-        raise errors[0]
+        todo.append((work, list(jobs.values()), raw_size))
     if errors:
-        raise FlowError("\n".join(map(str, errors)))
-    return results
+        raise errors[0] if len(errors) == 1 else FlowError("\n".join(map(str, errors)))
+    return todo
 
 
-def _write_flow(work, todo, estimator, origin, config, progress):
+def _write_flow(work, jobs, raw_size, estimator, origin, config, progress):
     """Estimates and writes the flow of one domain; returns the number of files."""
-    jobs, raw_size = todo
+    note, threads, started = Path(work.spec.flow_dir) / ORIGIN, config.data.threads, time.monotonic()
+    wait = functools.partial(progress, f"flow  {work.name}: waits for another run that writes into {note.parent}")
     if not jobs:
         return 0
-    wait = functools.partial(progress, f"flow  {work.name}: waits for another run that writes into {work.folder}")
-    with turn_to_write(work.folder / ORIGIN, wait):
-        _check_origin(work.folder, origin)
-        _clear_leftovers({job.file.parent for job in jobs})
+    with turn_to_write(note, wait):
+        _check_origin(note.parent, origin)
+        # Of runs that were killed while they wrote; nobody writes here now but this run.
+        for path in {path for job in jobs for path in job.file.parent.glob(".*.partial.npy")}:
+            path.unlink(missing_ok=True)
         # Another run may have written some by now.
         jobs = [job for job in jobs if _written(job.file) == job.written or not _is_complete(job.file)]
-        return _estimate(work, jobs, raw_size, estimator, origin, config, progress) if jobs else 0
-
-
-def _estimate(work, jobs, raw_size, estimator, origin, config, progress):
-    threads, started = config.data.threads, time.monotonic()
-    size = raw_size if config.flow.size == "raw" else work.spec.size
-    again = f", {work.replaced} of them broken until now" if work.replaced else ""
-    again += f", {work.stale} of them of frames that have changed" if work.stale else ""
-    progress(
-        f"flow  {work.name}: {len(jobs)} of {work.files} files to write{again}, by {origin['source']} at "
-        f"{size[0]}x{size[1]}, into {work.folder}"
-    )
-    write_atomically(work.folder / ORIGIN, json.dumps(origin, indent=1))
-    read = functools.partial(_read_pair, work.spec, size, raw_size)
-    flows = estimator.of_pairs(jobs, read, config.flow.batch, threads)
-    counter = checks.Progress(progress, f"flow  {work.name}: pairs", len(jobs))
-    # Written beside the next estimates.
-    for _ in checks.ordered_map(_write_file, flows, threads):
-        counter.step()
-    progress(f"flow  {work.name}: {len(jobs)} files written in {time.monotonic() - started:.1f} s")
-    return len(jobs)
+        if not jobs:
+            return 0
+        size = raw_size if config.flow.size == "raw" else work.spec.size
+        again = f", {work.replaced} of them broken until now" if work.replaced else ""
+        again += f", {work.stale} of them of frames that have changed" if work.stale else ""
+        progress(
+            f"flow  {work.name}: {len(jobs)} of {work.files} files to write{again}, by {origin['source']} at "
+            f"{size[0]}x{size[1]}, into {note.parent}"
+        )
+        write_atomically(note, json.dumps(origin, indent=1))
+        read = functools.partial(_read_pair, work.spec, size, raw_size)
+        flows = estimator.of_pairs(jobs, read, config.flow.batch, threads)
+        counter = checks.Progress(progress, f"flow  {work.name}: pairs", len(jobs))
+        # Written beside the next estimates.
+        for _ in checks.ordered_map(_write_file, flows, threads):
+            counter.step()
+        progress(f"flow  {work.name}: {len(jobs)} files written in {time.monotonic() - started:.1f} s")
+        return len(jobs)
 
 
 def _read_pair(spec, size, raw_size, job):
     """Decodes a pair's frames: `[H, W, 3]` uint8 RGB each, at `size`."""
-    layout = BUILDERS[spec.name].LAYOUT
-
-    def read(path):
-        try:
-            if size == raw_size:
-                # Nothing is cut off: a flow file of the raw size is cut when it is read.
-                return np.asarray(read_image(path))
-            return base.read_frame(path, spec, layout)
-        except ValueError as error:
-            raise FlowError(str(error)) from error
-
-    return read(job.frame), read(job.earlier)
+    try:
+        # At the raw size nothing is cut off: a flow file of that size is cut when it is read.
+        read = base.read_frame if size != raw_size else lambda path, *_: np.asarray(read_image(path))
+        return [read(path, spec, BUILDERS[spec.name].LAYOUT) for path in (job.frame, job.earlier)]
+    except ValueError as error:
+        raise FlowError(str(error)) from error
 
 
 def _write_file(item):
@@ -249,10 +233,3 @@ def _write_file(item):
     if not np.isfinite(flow).all():
         raise FlowError(f"The flow from {job.frame} to {job.earlier} has values that are not finite. Wrong weights?")
     flow_files.write_flow(job.file, flow)
-
-
-def _clear_leftovers(folders):
-    """Removes the temporary files of runs that were killed while they wrote; nobody writes here now but this run."""
-    for folder in folders:
-        for path in folder.glob(".*.partial.npy"):
-            path.unlink(missing_ok=True)

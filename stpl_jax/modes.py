@@ -9,16 +9,7 @@ from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import (
-    analysis,
-    checkpoint,
-    flow_estimators,
-    flow_extraction,
-    model_choice,
-    preflight,
-    processes,
-    report,
-)
+from stpl_jax import analysis, checkpoint, flow_estimators, flow_extraction, model_choice, preflight, processes, report
 from stpl_jax import predict as prediction
 from stpl_jax.analysis_files import read_results
 from stpl_jax.checkpoint_places import SOURCE
@@ -34,16 +25,23 @@ from stpl_jax.validation import Validation
 
 def auto(config, workdir, progress=print):
     """Does what is missing of source training, adaptation, evaluation and report."""
-    _note_settings(config, workdir)
-    rows = row_names(config)
-    _introduce(config, workdir, rows[0], progress)
-    preflight.check(config, workdir, rows, progress)
-    for row in rows:
-        if row != rows[0]:
-            _introduce(config, workdir, row, progress)
-        run_row(config, workdir, row, progress)
+    _run_rows(config, workdir, row_names(config), progress)
     _estimate_flow(config, workdir, {"val": None}, progress)
     _report(config, workdir, progress)
+
+
+def pretrain(config, workdir, progress=print):
+    """Trains the source model."""
+    _run_rows(config, workdir, (SOURCE,), progress)
+
+
+def adapt(config, workdir, progress=print):
+    """Adapts the source model by `config.method`.
+
+    Raises:
+      CheckpointError: there is no source model.
+    """
+    _run_rows(config, workdir, (config.method,), progress)
 
 
 def flow(config, workdir, progress=print):
@@ -68,26 +66,6 @@ def flow(config, workdir, progress=print):
     processes.from_first(lambda: flow_extraction.extract(config, workdir, needs, progress))
 
 
-def pretrain(config, workdir, progress=print):
-    """Trains the source model."""
-    _note_settings(config, workdir)
-    _introduce(config, workdir, "source_only", progress)
-    preflight.check(config, workdir, ("source_only",), progress)
-    run_row(config, workdir, "source_only", progress)
-
-
-def adapt(config, workdir, progress=print):
-    """Adapts the source model by `config.method`.
-
-    Raises:
-      CheckpointError: there is no source model.
-    """
-    _note_settings(config, workdir)
-    _introduce(config, workdir, config.method, progress)
-    preflight.check(config, workdir, (config.method,), progress)
-    run_row(config, workdir, config.method, progress)
-
-
 def evaluate(config, workdir, progress=print):
     """Scores again every row of the table that has a checkpoint, and writes the report anew.
 
@@ -103,15 +81,10 @@ def evaluate(config, workdir, progress=print):
         before = _known_scores(workdir, row, progress)
         if row != SOURCE:
             model_choice.check_origin(config, row, stored.meta.source or "")
-        score = _score(settings, workdir, stored, progress)
         own = path == str(run_folder.checkpoints(workdir, row))
         source = stored.meta.source or "unknown" if own else str(stored.path)
-        kept = (score,)
-        if before:
-            # The best of other clips is none of these.
-            same = before.last.get("data") == score.get("data")
-            kept = (before.best_on_validation if same else score, before.seconds_per_step, before.data)
-        _write_scores(settings, workdir, row, source, score, *kept)
+        score = _score(settings, workdir, stored, progress)
+        _record(settings, workdir, row, source, score, before)
         progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
     for line in left_out:
         progress(f"evaluate  {line}")
@@ -143,14 +116,24 @@ def predict(config, workdir, row, source, output, progress=print):
     The first process does it alone.
     """
 
-    processes.from_first(lambda: _predict(config, workdir, row, source, output, progress))
+    def write():
+        path, asked = model_choice.to_apply(config, workdir, row)
+        model = _said(prediction.load, path, "predict  applies ", f" ({asked})", progress)
+        model = dataclasses.replace(model, estimate_flow=flow_estimators.load(config.flow).of_pair())
+        prediction.predict_files(model, source, output, progress)
+
+    processes.from_first(write)
 
 
-def _predict(config, workdir, row, source, output, progress):
-    path, asked = model_choice.to_apply(config, workdir, row)
-    model = _said(prediction.load, path, "predict  applies ", f" ({asked})", progress)
-    model = dataclasses.replace(model, estimate_flow=flow_estimators.load(config.flow).of_pair())
-    prediction.predict_files(model, source, output, progress)
+def _run_rows(config, workdir, rows, progress):
+    """Runs rows, once all that they need has been looked at; before that, it is said which model the first is of."""
+    _note_settings(config, workdir)
+    _introduce(config, workdir, rows[0], progress)
+    preflight.check(config, workdir, rows, progress)
+    for row in rows:
+        if row != rows[0]:
+            _introduce(config, workdir, row, progress)
+        run_row(config, workdir, row, progress)
 
 
 def run_row(config, workdir, row, progress=print):
@@ -166,7 +149,7 @@ def run_row(config, workdir, row, progress=print):
         stored = _said(checkpoint.load_model, given, f"{row}  is config.init_from={config.init_from}: ", "", progress)
         if before is None or before.source != str(stored.path):
             score = _score(settings, workdir, stored, progress)
-            _write_scores(settings, workdir, row, str(stored.path), score, score)
+            _record(settings, workdir, row, str(stored.path), score)
             progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
         return
     if before is not None and row != SOURCE:
@@ -175,7 +158,9 @@ def run_row(config, workdir, row, progress=print):
         check_same_run(settings, before.config, Path(workdir) / row)
         progress(f"{row}  is done: {run_folder.evaluation(workdir, row)}")
         return
-    origin = config.pretrain_from if row == SOURCE else source_model(config, workdir)
+    origin = config.pretrain_from
+    if row != SOURCE:
+        origin = processes.from_first(lambda: str(model_choice.source_model(config, workdir)))
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
     train(settings, workdir, row, origin, progress)
 
@@ -209,27 +194,22 @@ def _said(load, path, before, after, progress):
     return found
 
 
-def source_model(config, workdir):
-    """As `model_choice.source_model`; the first process looks."""
-    return processes.from_first(lambda: str(model_choice.source_model(config, workdir)))
-
-
 def _report(config, workdir, progress):
     """Writes the report; with it, if that is set, an analysis of the network before and after."""
-    processes.from_first(lambda: _write_report(config, workdir, progress))
 
+    def write():
+        if config.report.analysis:
+            found = analysis.present_checkpoints(config, workdir, dict.fromkeys((SOURCE, config.method)))
+            try:
+                # One of more networks, asked for by --mode=analyse, stays while it is true.
+                if found and not analysis.is_enough(read_results(workdir, progress), config, workdir, found):
+                    analysis.analyse(config, workdir, found, progress)
+            except (analysis.AnalysisError, checkpoint.CheckpointError) as error:
+                # The numbers are there all the same.
+                progress(f"report  no analysis: {error}")
+        report.write_report(config, workdir, progress)
 
-def _write_report(config, workdir, progress):
-    if config.report.analysis:
-        found = analysis.present_checkpoints(config, workdir, dict.fromkeys(("source_only", config.method)))
-        try:
-            # One of more networks, asked for by --mode=analyse, stays while it is true.
-            if found and not analysis.is_enough(read_results(workdir, progress), config, workdir, found):
-                analysis.analyse(config, workdir, found, progress)
-        except (analysis.AnalysisError, checkpoint.CheckpointError) as error:
-            # The numbers are there all the same.
-            progress(f"report  no analysis: {error}")
-    report.write_report(config, workdir, progress)
+    processes.from_first(write)
 
 
 def _note_settings(config, workdir):
@@ -259,10 +239,21 @@ def _estimate_flow(settings, workdir, needs, progress):
 
 def _score(settings, workdir, stored, progress):
     _estimate_flow(settings, workdir, {"val": None}, progress)
-    segmenter = build_segmenter(settings)
     variables = replicate(stored.variables)
-    validation = Validation(settings, workdir, segmenter, progress)
+    validation = Validation(settings, workdir, build_segmenter(settings), progress)
     return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.step)
+
+
+def _record(settings, workdir, row, source, score, before=None):
+    """Writes a row's score down; what is known of its training from `before` stays."""
+    best, seconds, data = score, None, None
+    if before:
+        # The best of other clips is none of these.
+        best = before.best_on_validation if before.last.get("data") == score.get("data") else score
+        seconds, data = before.seconds_per_step, before.data
+    if processes.is_first():
+        config = json.loads(settings.to_json_best_effort())
+        RowScores(row, settings.method, source, score, best, config, seconds, data).write(workdir)
 
 
 def _known_scores(workdir, row, progress):
@@ -278,9 +269,3 @@ def _known_scores(workdir, row, progress):
 
     found = processes.from_first(read)
     return found and RowScores(**found)
-
-
-def _write_scores(settings, workdir, row, source, last, best, seconds_per_step=None, data=None):
-    if processes.is_first():
-        config = json.loads(settings.to_json_best_effort())
-        RowScores(row, settings.method, source, last, best, config, seconds_per_step, data).write(workdir)

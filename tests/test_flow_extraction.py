@@ -374,7 +374,7 @@ def test_a_run_estimates_what_it_lacks(tmp_path, monkeypatch, estimates):
             opened[row, domain] = open_domain(settings, workdir, domain, wanted, progress)
 
     monkeypatch.setattr(modes, "train", opening)
-    monkeypatch.setattr(modes, "source_model", lambda config, workdir: "source_only")
+    monkeypatch.setattr(modes.model_choice, "source_model", lambda config, workdir: "source_only")
     monkeypatch.setattr(modes.model_choice, "start_lines", lambda *_: [])
     monkeypatch.setattr(modes.report, "write_report", lambda config, workdir, progress: reports.append(workdir))
     config = tiny_run_config()
