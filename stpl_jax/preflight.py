@@ -29,6 +29,7 @@ from input_pipeline.files import expand
 from input_pipeline.loader import check_crop
 from input_pipeline.spec import DatasetSpec, prepared_path
 from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes
+from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.models.accel import initial_variables
@@ -163,32 +164,24 @@ def _check(config, workdir, rows, progress, training):
 
 def _find_row(config, workdir, row, training):
     """Returns what a row needs; distinguishes the cases that `modes.run_row` does."""
-    settings, val, scored = row_config(config, row), {"val": None}, _read_scores(workdir, row)
+    settings, val, scored = row_config(config, row), {"val": None}, None
     check_flow(settings)
-    if not training or (row == "source_only" and config.init_from):
+    # Where they are damaged, the row is not done, and is scored again.
+    with contextlib.suppress(UserError):
+        scored = read_scores(workdir, row)
+    if not training or (row == SOURCE and config.init_from):
         return _Row(row, settings, val, scored)
     needs = dict(make_method(settings, build_segmenter(settings)).needs) | val
     if scored is not None and scored.last["step"] == settings.optim.steps:
         check_same_run(settings, scored.config, workdir / row)
         return _Row(row, settings, needs, scored, done=True)
-    meta = _read_meta(workdir, row) if run_folder.checkpoints(workdir, row).is_dir() else None
+    meta = None
+    # Where it cannot be read, nothing was saved yet, or the training loop says what is wrong.
+    with contextlib.suppress(checkpoint.CheckpointError):
+        meta = checkpoint.peek(run_folder.checkpoints(workdir, row), tell=lambda line: None).meta
     if meta is not None:
         check_same_run(settings, meta.config, workdir / row)
     return _Row(row, settings, needs, scored, meta)
-
-
-def _read_scores(workdir, row):
-    try:
-        return read_scores(workdir, row)
-    except UserError:
-        return None  # then the row is not done, and is scored again
-
-
-def _read_meta(workdir, row):
-    try:
-        return checkpoint.peek(run_folder.checkpoints(workdir, row), tell=lambda line: None).meta
-    except checkpoint.CheckpointError:
-        return None  # nothing was saved yet; or the training loop says what is wrong
 
 
 def _look_at_weights(config, workdir, rows, work, problems):
@@ -198,11 +191,11 @@ def _look_at_weights(config, workdir, rows, work, problems):
             continue  # it goes on from its own checkpoint
         if config.init_from:
             key, path = "init_from", config.init_from
-        elif row.name == "source_only":
+        elif row.name == SOURCE:
             key, path = "pretrain_from", config.pretrain_from
         else:
             # Where source_only comes first, its model will be there.
-            key, path = None, None if "source_only" in rows else problems.look(_own_source_model, config, workdir)
+            key, path = None, None if SOURCE in rows else problems.look(model_choice.source_model, config, workdir)
         segmenter = build_segmenter(row.settings)
         if path and (path, segmenter) not in seen:
             seen.add((path, segmenter))
@@ -210,21 +203,10 @@ def _look_at_weights(config, workdir, rows, work, problems):
 
 
 def _check_weights(key, path, settings, segmenter):
-    with _named(key):
-        starting_variables(settings, segmenter, path, progress=lambda line: None)
-
-
-@contextlib.contextmanager
-def _named(key):
-    """Says in an error about weights which setting names them."""
     try:
-        yield
+        starting_variables(settings, segmenter, path, progress=lambda line: None)
     except checkpoint.CheckpointError as error:
         raise (checkpoint.CheckpointError(f"config.{key}: {error}") if key else error) from None
-
-
-def _own_source_model(config, workdir):
-    return str(model_choice.source_model(config, workdir))
 
 
 def _try_to_write(folder):
@@ -291,24 +273,25 @@ def _check_flow_network(config):
 
 def _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress):
     """Compares a rough estimate of what will be written with what is free; says so where it may not fit."""
-    needed, disks = collections.Counter(), {}
-    for folder in map(_existing, (prepared, workdir)):
-        disks.setdefault(os.stat(folder).st_dev, folder)
-    for path, found in checked.items():
-        if found is not None:
-            spec = sets[path].spec
-            each = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
-            needed[os.stat(_existing(prepared)).st_dev] += len(found.clips) * spec.size[0] * spec.size[1] * each
-    for row in work:
-        if set(row.needs) - {"val"}:
-            # Parameters and momentum; the newest is written before the oldest goes.
-            each = 2 * _bytes_of(build_segmenter(row.settings)) * (config.checkpoint.keep + 1)
-            needed[os.stat(_existing(workdir)).st_dev] += each
+
+    def of_clip(spec):
+        each = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
+        return spec.size[0] * spec.size[1] * each
+
+    of_sets = sum(len(found.clips) * of_clip(sets[path].spec) for path, found in checked.items() if found)
+    # Parameters and momentum; the newest is written before the oldest goes.
+    networks = [build_segmenter(row.settings) for row in work if set(row.needs) - {"val"}]
+    of_checkpoints = sum(2 * _bytes_of(network) * (config.checkpoint.keep + 1) for network in networks)
+    folders, needed = {}, collections.Counter()
+    for folder, count in ((_existing(prepared), of_sets), (_existing(workdir), of_checkpoints)):
+        disk = os.stat(folder).st_dev
+        folders.setdefault(disk, folder)
+        needed[disk] += count
     for disk, count in needed.items():
-        free = shutil.disk_usage(disks[disk]).free
+        free = shutil.disk_usage(folders[disk]).free
         if free < count:
             progress(
-                f"the disk of {disks[disk]} may become full: {free / 2**30:.1f} GiB are free, and prepared sets and "
+                f"the disk of {folders[disk]} may become full: {free / 2**30:.1f} GiB are free, and prepared sets and "
                 f"checkpoints take about {count / 2**30:.1f} GiB"
             )
 

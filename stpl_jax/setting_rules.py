@@ -23,7 +23,7 @@ class Rule:
 
     Attributes:
       expected: in words, for the error.
-      holds: value to bool; may raise TypeError or ValueError for a value of another kind.
+      holds: value to bool; may raise TypeError, ValueError or re.error for a value of another kind.
     """
 
     expected: str
@@ -38,40 +38,21 @@ def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_regular_expression(value):
-    try:
-        re.compile(value)
-    except re.error:
-        return False
-    return True
-
-
 def _range(low, high):
-    return f"from {low} to {high}" if high is not None else f"from {low} on"
+    return f"from {low} to {high}" if high < math.inf else f"from {low} on"
 
 
-def whole(low, high=None):
+def whole(low, high=math.inf):
     """A whole number within a range, both ends included."""
-    return Rule(
-        f"a whole number {_range(low, high)}", lambda v: _is_whole(v) and v >= low and (high is None or v <= high)
-    )
+    return Rule(f"a whole number {_range(low, high)}", lambda v: _is_whole(v) and low <= v <= high)
 
 
-def number(low=None, high=None, above=None):
+def number(low=-math.inf, high=math.inf, above=-math.inf):
     """A finite number within a range, both ends included, or above a value."""
-    words = "a number" + (f" above {above}" if above is not None else "" if low is None else f" {_range(low, high)}")
-    if above is not None and high is not None:
-        words += f", at most {high}"
-
-    def holds(value):
-        return (
-            _is_number(value)
-            and (low is None or value >= low)
-            and (above is None or value > above)
-            and (high is None or value <= high)
-        )
-
-    return Rule(words, holds)
+    words = "" if low == -math.inf else f" {_range(low, high)}"
+    if above > -math.inf:
+        words = f" above {above}" + (f", at most {high}" if high < math.inf else "")
+    return Rule(f"a number{words}", lambda v: _is_number(v) and low <= v <= high and v > above)
 
 
 def one_of(*choices):
@@ -115,11 +96,12 @@ NAME = Rule("text that is not empty", lambda value: isinstance(value, str) and b
 # One that is empty counts as one that is not set: `--config.init_from=` takes back what a file says.
 PATH = optional(TEXT)
 SHARE = number(0, 1)
+BELOW_ONE = Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
 WEIGHT = number(0)
 RATE = number(above=0)
 COUNT = whole(1)
 SIZE = each(whole(2), 2)
-EXPRESSION = Rule("a regular expression", lambda v: isinstance(v, str) and _is_regular_expression(v))
+EXPRESSION = Rule("a regular expression", lambda v: isinstance(v, str) and bool(re.compile(v)))
 MULTIPLIERS = Rule(
     "a tuple of pairs (regular expression on the parameter's path, factor from 0 on)",
     lambda values: (
@@ -142,43 +124,28 @@ PAIRS = Rule(
 RULES = {
     "seed": whole(0, 2**31 - 1),  # the loader draws from the seeds 2·seed and 2·seed + 1, of 32 bits
     "method": NAME,
-    "source_free": FLAG,
     "compare_with": each(NAME),
     "steps": optional(COUNT),
-    "init_from": PATH,
-    "pretrain_from": PATH,
     "num_frames": whole(2),
-    "clips_per_device": COUNT,
-    "cpu_devices": COUNT,
     "cpu_xla_flags": TEXT,
-    "log_every": COUNT,
-    "compilation_cache": FLAG,
-    "data.classes": one_of(*CLASSES),
-    "data.prepared_dir": PATH,
-    "data.skip_bad": FLAG,
-    "data.flip": FLAG,
+    **dict.fromkeys(("clips_per_device", "cpu_devices", "log_every"), COUNT),
+    **dict.fromkeys(("source_free", "compilation_cache", "data.skip_bad", "data.flip", "world.generate"), FLAG),
+    **dict.fromkeys(("init_from", "pretrain_from", "data.prepared_dir", "data.*.raw_dir", "flow.weights"), PATH),
+    **dict.fromkeys(("data.*list", "data.*flow_dir"), PATH),
+    "data.classes": name_in(CLASSES),
     "data.crop": each(whole(0), 2),
-    "data.threads": whole(0),
-    "data.workers": whole(0),
-    "data.prefetch": whole(0),
-    "data.*.name": one_of(*BUILDERS),
-    "data.*.raw_dir": PATH,
+    **dict.fromkeys(("data.threads", "data.workers", "data.prefetch", "world.workers"), whole(0)),
+    "data.*.name": name_in(BUILDERS),
     "data.*_split": one_of("train", "val"),
     "data.*.size": SIZE,
-    "data.*list": PATH,
-    "data.*flow_dir": PATH,
     "data.*.offsets": OFFSETS,
     "data.*.flow_pairs": PAIRS,
-    "world.generate": FLAG,
     "world.source_layout": one_of("viper", "synthia_seq"),
     "world.size": each(whole(32), 2),
-    "world.*_clips": COUNT,
-    "world.video_frames": COUNT,
-    "world.workers": whole(0),
+    **dict.fromkeys(("world.*_clips", "world.video_frames"), COUNT),
     "world.gap": rising(WEIGHT),
     "flow.estimator": name_in(ESTIMATORS),
     "flow.files": one_of(*FLOW_FILES),
-    "flow.weights": PATH,
     "flow.size": one_of("training", "raw"),
     "flow.batch": COUNT,
     "flow.scale": one_of("align_corners", "public"),
@@ -201,7 +168,7 @@ RULES = {
     "optim.decay_steps": COUNT,
     "optim.accumulate": COUNT,
     "optim.power": WEIGHT,
-    "optim.momentum": Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1),
+    "optim.momentum": BELOW_ONE,
     "optim.nesterov": FLAG,
     "optim.weight_decay": WEIGHT,
     "optim.clip_norm": WEIGHT,
@@ -219,7 +186,7 @@ RULES = {
     "methods.*.augment.*": WEIGHT,  # brightness, contrast, saturation
     "methods.*.discriminator.width": COUNT,
     "methods.*.learning_rate": RATE,
-    "methods.*.betas": each(Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1), 2),
+    "methods.*.betas": each(BELOW_ONE, 2),
     "methods.*temperature": RATE,
     "methods.*class_power": number(),
     "methods.*_decay": SHARE,  # of moving averages
@@ -234,7 +201,7 @@ RULES = {
     "methods.stpl.*_gradient": FLAG,
     "methods.ur.proportion": number(above=0, high=1),
     "methods.ur.decoders": COUNT,
-    "methods.ur.dropout": Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1),
+    "methods.ur.dropout": BELOW_ONE,
     "methods.hcl.refresh_every": COUNT,
     "methods.hcl.restart_average": FLAG,
     "methods.hcl.pseudo_labels": one_of(*LABELLERS),
@@ -258,18 +225,12 @@ RULES = {
     "methods.tps.flip_probability": SHARE,
     "methods.tps.scale": rising(number(0.5)),
     "auxiliary_weight": WEIGHT,
-    "evaluate.every": whole(0),
-    "evaluate.clips_per_device": COUNT,
-    "checkpoint.every": COUNT,
-    "checkpoint.keep": COUNT,
-    "report.frames": whole(0),
+    **dict.fromkeys(("evaluate.every", "report.frames", "analysis.frames"), whole(0)),
+    **dict.fromkeys(("evaluate.clips_per_device", "checkpoint.every", "checkpoint.keep"), COUNT),
+    **dict.fromkeys(("analysis.clips", "analysis.pixels", "analysis.tsne_pixels"), COUNT),
     "report.analysis": FLAG,
-    "analysis.clips": COUNT,
-    "analysis.pixels": COUNT,
     "analysis.neighbours": each(COUNT, least=1),
-    "analysis.tsne_pixels": COUNT,
     "analysis.tsne_classes": each(one_of(*dict.fromkeys(name for names in CLASSES.values() for name in names))),
-    "analysis.frames": whole(0),
 }
 
 
@@ -296,7 +257,7 @@ def problem(key, value):
         return None
     try:
         fits = rule.holds(value)
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, re.error):
         fits = False
     return None if fits else f"config.{key}: expected {rule.expected}, found {value!r}"
 

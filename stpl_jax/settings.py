@@ -12,7 +12,7 @@ from stpl_jax.checkpoint import CheckpointError
 from stpl_jax.methods import METHODS
 from stpl_jax.renamed_settings import new_spelling
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.setting_rules import RULES, optimiser_key, problem, problems_together, rule_of
+from stpl_jax.setting_rules import optimiser_key, problem, problems_together, rule_of
 
 # Keys that name a file or folder, in the run's configuration and in what a row changes.
 _PATHS = ("init_from", "pretrain_from", "flow.weights", "data.prepared_dir", "data.*.raw_dir")
@@ -54,9 +54,13 @@ def flat(tree, prefix=""):
     return {key: value for name, sub in tree.items() for key, value in flat(sub, f"{prefix}.{name}").items()}
 
 
+def _within_row(key):
+    """The setting that a key is of: of what a row changes, without the row's name."""
+    return key.removeprefix("rows.").partition(".")[2] if key.startswith("rows.") else key
+
+
 def _is_path(key):
-    _, _, within_row = key.partition("rows.")[2].partition(".")
-    return any(fnmatch.fnmatchcase(within_row or key, pattern) for pattern in _PATHS)
+    return any(fnmatch.fnmatchcase(_within_row(key), pattern) for pattern in _PATHS)
 
 
 def expand_paths(config):
@@ -84,18 +88,12 @@ def check(config):
     """
     own = {key: value for key, value in flat(config).items() if not key.startswith("rows.")}
     found = [line for key, value in own.items() if (line := problem(key, value))]
+    there = [key for key in own if rule_of(key) is not None]
     found += [
-        f"config.{key}: there is no such setting" + (new_spelling(key, value) or _near(key, RULES))
-        for key, value in own.items()
-        if rule_of(key) is None
+        f"config.{key}: there is no such setting" + (new_spelling(key, value) or _near(_within_row(key), there))
+        for key, value in flat(config).items()
+        if rule_of(_within_row(key)) is None
     ]
-    for row, changes in config.rows.items():
-        found += [
-            f"config.rows.{row}.{key}: there is no such setting"
-            + (new_spelling(f"rows.{row}.{key}", value) or _near(key, own))
-            for key, value in flat(changes).items()
-            if key not in own and rule_of(key) is None
-        ]
     found += [
         f"config.{key}: there is no such setting of the optimiser" + _near(name, own)
         for key in own
