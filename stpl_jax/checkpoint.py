@@ -45,34 +45,23 @@ def versions():
     return found
 
 
-def _to_tree(state):
-    """A nested dict of arrays; containers without arrays (Optax has many) are left out."""
-    flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
-    return traverse_util.unflatten_dict({path: np.asarray(leaf) for path, leaf in flat.items() if leaf is not None})
+# Where the network's arrays lie in a `TrainState`, and where in the item `model`; all else is in the item `train`.
+_MODEL = {"params/network/segmenter/": "params/", "batch_stats/": "batch_stats/"}
 
 
-def _from_tree(template, tree):
-    flat = traverse_util.flatten_dict(serialization.to_state_dict(template), keep_empty_nodes=True)
-    stored = traverse_util.flatten_dict(tree)
-    filled = {path: stored.get(path, leaf) for path, leaf in flat.items()}
-    return serialization.from_state_dict(template, traverse_util.unflatten_dict(filled))
+def _stored_as(name):
+    """Returns the item that holds an array of a `TrainState`, and the array's name in it."""
+    start = next((start for start in _MODEL if name.startswith(start)), None)
+    return ("train", name) if start is None else ("model", _MODEL[start] + name.removeprefix(start))
 
 
-def _items(state):
-    """Splits a `TrainState` into the items `model` and `train`."""
-    network = dict(state.params["network"])
-    model = {"params": network.pop("segmenter"), "batch_stats": state.batch_stats}
-    rest = state.replace(params=state.params | {"network": network}, batch_stats=None)
-    return _to_tree(model), _to_tree(rest)
-
-
-def _join(template, model, rest):
-    model_template = {"params": template.params["network"]["segmenter"], "batch_stats": template.batch_stats}
-    network = {name: value for name, value in template.params["network"].items() if name != "segmenter"}
-    rest_template = template.replace(params=template.params | {"network": network}, batch_stats=None)
-    model, rest = _from_tree(model_template, model), _from_tree(rest_template, rest)
-    network = {"segmenter": model["params"]} | rest.params["network"]
-    return rest.replace(params=rest.params | {"network": network}, batch_stats=model["batch_stats"])
+def _items(named):
+    """Divides what belongs to the arrays of a `TrainState`: name -> value to item -> name -> value."""
+    items = {"model": {}, "train": {}}
+    for name, value in named.items():
+        item, inside = _stored_as(name)
+        items[item][inside] = value
+    return items
 
 
 def open_manager(folder, keep=2):
@@ -159,8 +148,7 @@ def save(manager, step, state, meta):
     """
     if jax.process_index():
         return
-    model, rest = _items(state)
-    _save(manager, step, {"model": model, "train": rest}, meta)
+    _save(manager, step, _items(reading.flat(state)), meta)
 
 
 def save_model(folder, variables, meta):
@@ -172,12 +160,13 @@ def save_model(folder, variables, meta):
       meta: `CheckpointMeta`.
     """
     with open_manager(Path(folder) / run_folder.CHECKPOINTS) as manager:
-        _save(manager, 0, {"model": _to_tree(variables)}, meta)
+        _save(manager, 0, {"model": reading.flat(variables)}, meta)
 
 
 def _save(manager, step, items, meta):
-    meta = digests.add(meta.as_json(), {item: reading.flat(tree) for item, tree in items.items()})
-    arguments = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
+    items = {item: {name: np.asarray(x) for name, x in arrays.items()} for item, arrays in items.items()}
+    arguments = {item: ocp.args.StandardSave(traverse_util.unflatten_dict(x, sep="/")) for item, x in items.items()}
+    meta = digests.add(meta.as_json(), items)
     if not manager.save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))):
         raise CheckpointError(
             f"Step {step} was not saved: {manager.directory} has a checkpoint of step {manager.latest_step()}. Move it "
@@ -204,12 +193,16 @@ def restore(manager, step, template):
 
 
 def _read_state(where, template):
-    model, rest = _items(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template))
     meta, stored = reading.read_meta(where, ("model", "train"))
-    for item, expected in (("model", model), ("train", rest)):
-        reading.check_same(reading.shapes_of(expected), reading.stored_shapes(where, item), where)
-    model, rest = (reading.read_arrays(where, item, stored) for item in ("model", "train"))
-    return _join(template, model, rest), meta
+    for item, shapes in _items(reading.shapes_of(template)).items():
+        reading.check_same(shapes, reading.stored_shapes(where, item), where)
+    found = {item: reading.flat(reading.read_arrays(where, item, stored)) for item in ("model", "train")}
+    # Containers without arrays, of which Optax has many, are not stored.
+    state = traverse_util.flatten_dict(serialization.to_state_dict(template), keep_empty_nodes=True, sep="/")
+    for name, leaf in state.items():
+        item, inside = _stored_as(name)
+        state[name] = found[item].get(inside, leaf)
+    return serialization.from_state_dict(template, traverse_util.unflatten_dict(state, sep="/")), meta
 
 
 def restore_newest(manager, template, progress=print, from_first=lambda function: function()):
@@ -297,29 +290,26 @@ def load_model(path, row=None, template=None, network="accel", tell=warn):
       DamagedCheckpoint: the one that was named is.
       CheckpointError: nothing there, none whole, another row or another network; the message lists both sides.
     """
-
-    def read(where):
-        meta, stored = reading.read_meta(where, ("model",))
-        _check_network(where, meta, network)
-        if template is not None:
-            reading.check_same(reading.shapes_of(template), reading.stored_shapes(where, "model"), where)
-        return ModelCheckpoint(reading.read_arrays(where, "model", stored), meta, where), stored
-
-    return _load(path, row, network, read, tell)
+    return _load(path, row, network, tell, ("model",), template, arrays=True)
 
 
 def peek(path, row=None, network="accel", tell=warn, items=("model",)):
     """As `load_model`, without the variables: looks whether the files of items are whole, and reads `meta` alone."""
+    return _load(path, row, network, tell, items)
 
+
+def _load(path, row, network, tell, items, template=None, arrays=False):
     def read(where):
         meta, stored = reading.read_meta(where, items)
-        _check_network(where, meta, network)
-        return ModelCheckpoint(None, meta, where), stored
+        if network is not None and meta.network != network:
+            raise CheckpointError(
+                f"Checkpoint {where} holds the network {meta.network}, and {network} is expected here: segmentation "
+                "networks go into config.init_from and config.pretrain_from, flow networks into config.flow.weights."
+            )
+        if template is not None:
+            reading.check_same(reading.shapes_of(template), reading.stored_shapes(where, "model"), where)
+        return ModelCheckpoint(reading.read_arrays(where, "model", stored) if arrays else None, meta, where), stored
 
-    return _load(path, row, network, read, tell)
-
-
-def _load(path, row, network, read, tell):
     place = places.find(path, row, network)
     where, (found, stored), damaged = _newest(place, read)
     if place.row not in (None, found.row):
@@ -349,12 +339,3 @@ def _newest(place, read):
         + "\n".join(capped([f"  {error.where}: {error.what}" for error in damaged]))
         + "\nRestore one from a copy, or move the folder away to begin anew."
     )
-
-
-def _check_network(where, meta, network):
-    if network is not None and meta.network != network:
-        raise CheckpointError(
-            f"Checkpoint {where} holds the network {meta.network}, and {network} is expected here: "
-            "segmentation networks go into config.init_from and config.pretrain_from, flow networks into "
-            "config.flow.weights."
-        )

@@ -100,11 +100,11 @@ def _refuse_other_weights(path, network):
     """Raises `CheckpointError` where a path names weights in another form: a file, or a folder of such files alone."""
     if path.is_dir():
         inside = sorted(path.iterdir())
-        file = next((file for file in inside if file.suffix.lower() in _OTHER_WEIGHTS), None)
+        file = next((file for file in inside if file.suffix.lower() in _OTHER_FORMS), None)
         if file is None or any(entry.is_dir() for entry in inside):
             return
         found = f"a folder with {file.name}"
-    elif path.is_file() or path.suffix.lower() in _OTHER_WEIGHTS:
+    elif path.is_file() or path.suffix.lower() in _OTHER_FORMS:
         file, found = path, "a file" if path.is_file() else "no such file"
     else:
         return
@@ -115,19 +115,7 @@ def _refuse_other_weights(path, network):
     )
 
 
-_OTHER_WEIGHTS = {
-    ".pth",
-    ".pt",
-    ".tar",
-    ".ckpt",
-    ".bin",
-    ".pkl",
-    ".pickle",
-    ".safetensors",
-    ".caffemodel",
-    ".npz",
-    ".h5",
-}
+_OTHER_FORMS = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".pkl", ".pickle", ".safetensors", ".caffemodel", ".npz", ".h5")
 _EXPECTED = "Expected a working directory of a run, a folder of checkpoints, or one numbered checkpoint."
 
 
