@@ -69,14 +69,9 @@ def open_manager(folder, keep=2):
 
     All processes but the first open it for reading.
     """
-    if jax.process_index():
-        return _manager(folder)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return _manager(folder, max_to_keep=keep, cleanup_tmp_directories=True)
-
-
-def _manager(folder, **options):
-    alone, folder = reading.alone(), Path(folder).absolute()
+    alone, folder, first = reading.alone(), Path(folder).absolute(), jax.process_index() == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
 
     def list_files():
         # Orbax calls it when all items are written, and then gives the folder its name: the list is there or no
@@ -88,7 +83,8 @@ def _manager(folder, **options):
         create=False,
         multiprocessing_options=alone,
         async_options=ocp.AsyncOptions(post_finalization_callback=list_files),
-        **options,
+        max_to_keep=keep if first else None,
+        cleanup_tmp_directories=first,
     )
     # Naming the handlers lets a manager describe checkpoints that it has neither saved nor restored.
     handlers = {

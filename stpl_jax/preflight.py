@@ -27,7 +27,7 @@ from input_pipeline.domains import (
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.loader import check_crop
-from input_pipeline.spec import DatasetSpec, prepared_path
+from input_pipeline.spec import prepared_path
 from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
@@ -65,21 +65,6 @@ class _Row:
     scored: RowScores | None = None
     before: checkpoint.CheckpointMeta | None = None
     done: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Set:
-    """A prepared set that rows read.
-
-    Attributes:
-      domain: `val`, `target` or `source`.
-      spec: what is in it.
-      estimated: whether its flow files are written by the run itself.
-    """
-
-    domain: str
-    spec: DatasetSpec
-    estimated: bool
 
 
 class _Problems:
@@ -150,13 +135,13 @@ def _check(config, workdir, rows, progress, training):
     for row in work:
         if row.settings.flow.files == "write":
             flow_extraction.extract(row.settings, workdir, row.needs, progress, unprepared_only=True)
-    for path, wanted in sets.items():
-        preparing.prepare(wanted.spec, prepared, progress, checked=checked.get(path))
+    for path, spec in sets.items():
+        preparing.prepare(spec, prepared, progress, checked=checked.get(path))
     for row in work:
         problems.look(_compare_data, row, workdir, prepared)
     problems.say()
-    for wanted in sets.values():
-        _tell_of_consistency(wanted, progress)
+    for spec in sets.values():
+        _tell_of_consistency(spec, progress)
     for row in found if training else ():
         _tell_of_other_data(row, workdir, prepared, progress)
     return [str(path) for path in sets]
@@ -225,7 +210,7 @@ def _existing(folder):
 
 
 def _find_sets(work, workdir, prepared, problems):
-    """Describes the sets that rows read: path -> `_Set`, the validation set first."""
+    """Describes the sets that rows read: path -> `DatasetSpec`, the validation set first."""
     sets, order = {}, ("val", "target", "source")
     wanted = [(order.index(domain), row, domain, needs) for row in work for domain, needs in row.needs.items()]
     for _, row, domain, needs in sorted(wanted, key=lambda x: x[0]):
@@ -233,7 +218,7 @@ def _find_sets(work, workdir, prepared, problems):
         path = None if spec is None else problems.look(prepared_path, spec, prepared)
         if path is None:
             continue
-        sets[path] = _Set(domain, spec, row.settings.flow.files == "write")
+        sets[path] = spec
         if needs is not None and needs.labels and any(row.settings.data.crop):
             problems.look(check_crop, spec, tuple(row.settings.data.crop), True)
     return sets
@@ -242,20 +227,20 @@ def _find_sets(work, workdir, prepared, problems):
 def _look_at_files(config, sets, prepared, problems, progress):
     """Reads all files of sets that are to be prepared; path -> `Checked` of what can be prepared as it is."""
     checked, unprepared = {}, {}
-    for path, wanted in sets.items():
-        if problems.look(preparing.is_usable, wanted.spec, prepared, progress) is False:
+    for path, spec in sets.items():
+        if problems.look(preparing.is_usable, spec, prepared, progress) is False:
             # Flow that the run estimates comes later, from frames that have to be whole.
-            unprepared[path] = dataclasses.replace(wanted.spec, flow_pairs=()) if wanted.estimated else wanted.spec
+            unprepared[path] = dataclasses.replace(spec, flow_pairs=()) if spec.flow_estimator else spec
     if unprepared:
         problems.look(_try_to_write, prepared)
-    if any(sets[path].estimated and _lacks_flow(sets[path].spec, prepared) for path in unprepared):
+    if any(sets[path].flow_estimator and _lacks_flow(sets[path], prepared) for path in unprepared):
         problems.look(_check_flow_network, config)
     for error in problems.errors if unprepared else ():
         # To be mended while all files are read, which can take long.
         progress(f"in the way already: {error}")
     for path, spec in unprepared.items():
         found = problems.look(preparing.check, spec, prepared, progress)
-        if not sets[path].estimated:
+        if not spec.flow_estimator:
             checked[path] = found
     return checked
 
@@ -278,7 +263,7 @@ def _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progres
         each = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
         return spec.size[0] * spec.size[1] * each
 
-    of_sets = sum(len(found.clips) * of_clip(sets[path].spec) for path, found in checked.items() if found)
+    of_sets = sum(len(found.clips) * of_clip(sets[path]) for path, found in checked.items() if found)
     # Parameters and momentum; the newest is written before the oldest goes.
     networks = [build_segmenter(row.settings) for row in work if set(row.needs) - {"val"}]
     of_checkpoints = sum(2 * _bytes_of(network) * (config.checkpoint.keep + 1) for network in networks)
@@ -313,15 +298,15 @@ def _compare_data(row, workdir, prepared):
     check_same_data(before, sources, workdir / row.name)
 
 
-def _tell_of_consistency(wanted, progress):
-    """Says where temporal consistency is not measured."""
-    if wanted.domain != "val" or SCORED_PAIRS[1] in wanted.spec.flow_pairs:
+def _tell_of_consistency(spec, progress):
+    """Says where temporal consistency is not measured: of sets that keep the labels' own size, for scoring."""
+    if spec.label_size is not None or SCORED_PAIRS[1] in spec.flow_pairs:
         return
-    whole = dataclasses.replace(wanted.spec, offsets=SCORED_OFFSETS, flow_pairs=SCORED_PAIRS)
+    whole = dataclasses.replace(spec, offsets=SCORED_OFFSETS, flow_pairs=SCORED_PAIRS)
     there, asked = flow_files_there(whole, SCORED_PAIRS[1])
     progress(
         f"validation  without temporal consistency, which needs flow from x_(t-1) into x_(t-2): {there} of {asked} "
-        f"files are in {wanted.spec.flow_dir}. mIoU does not need them"
+        f"files are in {spec.flow_dir}. mIoU does not need them"
     )
 
 

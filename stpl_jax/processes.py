@@ -48,16 +48,11 @@ def start(coordinator=None, count=None, index=None, detect=False, progress=print
         return
     if detect and given != (None, None, None):
         raise ProcessError("--distributed finds out what --coordinator, --processes and --process_id say: give either.")
-    if not detect and None in given:
+    if not detect and (None in given or ":" not in coordinator or not 0 <= index < count):
         raise ProcessError(
-            "--coordinator=HOST:PORT, --processes=N and --process_id=I go together; found "
+            "--coordinator=HOST:PORT, --processes and 0 <= --process_id < --processes go together; found "
             f"coordinator={coordinator}, processes={count}, process_id={index}. On a TPU slice or under Slurm, "
             "--distributed finds them out."
-        )
-    if not detect and (":" not in coordinator or not 0 <= index < count):
-        raise ProcessError(
-            "Expected --coordinator=HOST:PORT and 0 <= --process_id < --processes; found "
-            f"coordinator={coordinator}, processes={count}, process_id={index}."
         )
     who = "a process" if detect else f"process {index} of {count}"
     progress(f"{who} looks for the others" + ("" if detect else f" at {coordinator}") + ", 5 minutes at most")
@@ -92,12 +87,9 @@ def in_turn(function):
     Raises:
       ProcessError: in the others, when it failed in the first.
     """
-    if jax.process_count() == 1:
-        return function()
-    if is_first():
-        return _told(function)[1]
-    _wait_for_first()
-    return function()
+    done = []
+    from_first(lambda: done.append(function()))
+    return done[0] if done else function()
 
 
 def from_first(function):
@@ -110,7 +102,7 @@ def from_first(function):
         return function()
     if is_first():
         return _told(function, share=True)[1]
-    return _wait_for_first()
+    return _heard(next(_numbers), 0)
 
 
 def all_or_none(function):
@@ -178,10 +170,6 @@ def _told(function, share=False):
         raise
     client.key_value_set(key, json.dumps({"value": value if share else None}))
     return number, value
-
-
-def _wait_for_first():
-    return _heard(next(_numbers), 0)
 
 
 def _heard(number, index):

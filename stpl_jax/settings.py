@@ -66,13 +66,8 @@ def _is_path(key):
 def expand_paths(config):
     """Returns the configuration with absolute paths: `~` is the home folder, relative ones start in the current one."""
     config = config.copy_and_resolve_references()
-    for key, value in flat(config).items():
-        if _is_path(key) and isinstance(value, str) and value:
-            *folders, name = key.split(".")
-            section = config
-            for folder in folders:
-                section = section[folder]
-            section[name] = str(expand(value))
+    given = {key: value for key, value in flat(config).items() if _is_path(key) and isinstance(value, str) and value}
+    config.update_from_flattened_dict({key: str(expand(value)) for key, value in given.items()})
     return config
 
 

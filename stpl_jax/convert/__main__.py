@@ -10,15 +10,12 @@ given as main.py takes it: --config=FILE, --config.flow.scale=public.
 import argparse
 import ast
 import contextlib
-import os
 import runpy
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
+from input_pipeline.whole_folder import whole_folder
 from stpl_jax import checkpoint
 from stpl_jax.convert import ConvertError, containers, flownet2, segmentation
 from stpl_jax.convert.torch_files import check_new_file, read_state_dict, write_file
@@ -116,14 +113,18 @@ def _flow_converter(network):
 
 
 def _to_orbax(arguments, overrides):
-    with _new_folder(arguments.target) as folder:
-        state_dict = read_state_dict(arguments.source, arguments.known, arguments.key)
-        print("\n".join([f"{arguments.source}: {len(state_dict.arrays)} tensors", *state_dict.notes]))
-        make_config = _config_maker(getattr(arguments, "config", None), overrides)
-        converted = arguments.convert(state_dict, make_config, arguments)
-        print("\n".join(converted.lines))
-        checkpoint.save_model(folder(), converted.variables, converted.meta)
-    print(f"written: {arguments.target}")
+    target = arguments.target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConvertError(f"{target} is there already and not an empty folder: give another name, or remove it.")
+    state_dict = read_state_dict(arguments.source, arguments.known, arguments.key)
+    print("\n".join([f"{arguments.source}: {len(state_dict.arrays)} tensors", *state_dict.notes]))
+    make_config = _config_maker(getattr(arguments, "config", None), overrides)
+    converted = arguments.convert(state_dict, make_config, arguments)
+    print("\n".join(converted.lines))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(target) as folder:
+        checkpoint.save_model(folder, converted.variables, converted.meta)
+    print(f"written: {target}")
 
 
 def _torch(arguments, overrides):
@@ -161,30 +162,6 @@ def _config_maker(file, overrides):
         return config
 
     return make
-
-
-@contextlib.contextmanager
-def _new_folder(path):
-    """Makes a folder appear whole or not at all.
-
-    Yields a function that makes a folder beside it, to write to; this one takes its place where the block ends well.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConvertError(f"{path} is there already and not an empty folder: give another name, or remove it.")
-    made = []
-
-    def make():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.append(Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")))
-        made[0].chmod(0o755)  # temporary folders are made for their owner alone
-        return made[0]
-
-    try:
-        yield make
-        os.replace(made[0], path)
-    finally:
-        for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
