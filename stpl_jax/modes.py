@@ -254,7 +254,7 @@ def _score(settings, workdir, stored, progress):
     segmenter = build_segmenter(settings)
     variables = replicate(stored.variables)
     validation = Validation(settings, workdir, segmenter, progress)
-    return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.get("step", 0))
+    return validation.score_model((variables["params"], variables["batch_stats"]), stored.meta.get("step", 0))
 
 
 def _known_scores(workdir, row, progress):

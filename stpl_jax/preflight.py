@@ -30,11 +30,12 @@ from input_pipeline.spec import DatasetSpec, prepared_path
 from stpl_jax import checkpoint, model_choice, processes
 from stpl_jax import flow as flow_extraction
 from stpl_jax.methods import make_method
-from stpl_jax.models.accel import initial_variables
+from stpl_jax.models.network import initial_variables
 from stpl_jax.records import read_scores
 from stpl_jax.rows import row_config
 from stpl_jax.settings import check_same_run
-from stpl_jax.train import build_segmenter, starting_variables
+from stpl_jax.starting_point import starting_variables
+from stpl_jax.train import build_segmenter
 
 # Bytes in a prepared set for each pixel of a frame, and of a flow field; of photographs, measured roughly.
 _FRAME_BYTES, _FLOW_BYTES = 1.8, 1.2

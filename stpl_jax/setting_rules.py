@@ -13,6 +13,7 @@ from input_pipeline.prepare import BUILDERS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
+from stpl_jax.models import NETWORKS
 from stpl_jax.models.resnet import REMAT
 
 
@@ -175,6 +176,7 @@ RULES = {
     "flow.size": one_of("training", "raw"),
     "flow.batch": COUNT,
     "flow.scale": one_of("align_corners", "public"),
+    "model.name": one_of(*NETWORKS),
     "model.classifier_dilations": each(COUNT, least=1),
     "model.dtype": one_of("float32", "bfloat16"),
     "model.backbone.blocks": each(COUNT, 4),
@@ -218,6 +220,7 @@ RULES = {
     "methods.*_decay": SHARE,  # of moving averages
     "methods.*weight": WEIGHT,
     "methods.*.auxiliary_adversarial": WEIGHT,
+    "methods.stpl.head_multiplier": WEIGHT,
     "methods.stpl.objective": one_of(*OBJECTIVES),
     "methods.stpl.fusion": one_of("stam", "concat", "conv1x1", "add"),
     "methods.stpl.fusion_init": one_of("random", "average"),
@@ -253,6 +256,7 @@ RULES = {
     "auxiliary_weight": WEIGHT,
     "evaluate.every": whole(0),
     "evaluate.clips_per_device": COUNT,
+    "evaluate.online": FLAG,
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
     "report.frames": whole(0),

@@ -44,8 +44,15 @@ def make_method(config, segmenter):
     """Builds the method that `config.method` names.
 
     Raises:
-      UserError: there is no method of that name.
+      UserError: there is no method of that name, or it needs what the network does not have.
     """
     if config.method not in METHODS:
         raise UserError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
-    return METHODS[config.method](config, segmenter)
+    method = METHODS[config.method](config, segmenter)
+    lacking = [role for role in method.roles if not getattr(segmenter, role)]
+    if lacking:
+        raise UserError(
+            f"method={config.method} needs a network with {' and '.join(lacking)}, and config.model.name="
+            f"{config.model.name} has none. Choose another method, or another network."
+        )
+    return method

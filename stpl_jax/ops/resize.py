@@ -11,13 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from stpl_jax.ops.dtypes import compute_dtype
+
 FLOW_SCALES = ("align_corners", "public")
-
-
-def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The type in which sums over values of `dtype` run: float32, or float64 for float64."""
-    # Not jnp.promote_types: it refuses (bfloat16, float32) under strict promotion.
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
