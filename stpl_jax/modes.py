@@ -173,7 +173,10 @@ def run_row(config, workdir, row, progress=print):
 
 
 def _is_done(settings, scores):
-    return scores is not None and scores.last["step"] == settings.optim.steps
+    if scores is None or scores.last["step"] == settings.optim.steps:
+        return scores is not None
+    # An online method takes as many steps as there are batches to score.
+    return bool(scores.last.get("online")) and make_method(settings, build_segmenter(settings)).online
 
 
 def _introduce(config, workdir, row, progress):
