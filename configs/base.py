@@ -116,6 +116,9 @@ def get_config():
 
     # Settings of each method, by its name.
     config.methods = ConfigDict()
+    config.methods.alpha_bn = ConfigDict(
+        dict(alpha=0.5)
+    )  # weight of the target's statistics; the source's has the rest
     config.methods.self_training = ConfigDict(dict(topk=dict(proportion=0.7, per_class=False)))
     config.methods.stpl = stpl = ConfigDict()
     stpl.objective = "stpl"  # stpl, spatial, temporal, duplicate, naive (paper, section 3.3)

@@ -220,6 +220,7 @@ RULES = {
     "methods.*_decay": SHARE,  # of moving averages
     "methods.*weight": WEIGHT,
     "methods.*.auxiliary_adversarial": WEIGHT,
+    "methods.alpha_bn.alpha": SHARE,
     "methods.stpl.head_multiplier": WEIGHT,
     "methods.stpl.objective": one_of(*OBJECTIVES),
     "methods.stpl.fusion": one_of("stam", "concat", "conv1x1", "add"),

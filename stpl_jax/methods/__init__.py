@@ -3,6 +3,7 @@
 from functools import partial
 
 from input_pipeline.errors import UserError
+from stpl_jax.methods.alpha_bn import AlphaBN
 from stpl_jax.methods.bn_statistics import BNStatistics
 from stpl_jax.methods.da_vsn import DAVSN
 from stpl_jax.methods.fda import FDA
@@ -21,6 +22,7 @@ METHODS = {
     "source_only": partial(Supervised, domain="source"),
     "oracle": partial(Supervised, domain="target"),
     "bn_statistics": BNStatistics,
+    "alpha_bn": AlphaBN,
     "self_training": SelfTraining,
     "fda": FDA,
     "pixmatch": PixMatch,
