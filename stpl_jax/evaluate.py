@@ -87,10 +87,17 @@ def _one_behind(results):
     yield from map(parallel.unreplicate, waiting)
 
 
-def make_eval_step(segmenter, flow_scale):
+def make_eval_step(segmenter, flow_scale, groups=None, num_classes=None):
     """Builds and compiles the evaluation of one batch on all devices.
 
     Class maps are made at the label's own size by blocks of rows; full-size scores never exist.
+
+    Args:
+      segmenter: a `Network`.
+      flow_scale: `config.flow.scale`.
+      groups: [K] which class of the set each of the network's counts as, -1 for none (`class_maps.class_indices`);
+        None where they are the same.
+      num_classes: of the set; None for the network's.
 
     Returns:
       A function of replicated `params` and `batch_stats` and a batch split over devices, as `eval_batches` gives it,
@@ -105,8 +112,8 @@ def make_eval_step(segmenter, flow_scale):
 
         def score_clip(clip):
             scores, flow, label, valid = clip
-            current, *earlier = (argmax_resized(x, size) for x in scores)
-            counts = confusion_matrix(label, current, segmenter.num_classes)
+            current, *earlier = (argmax_resized(x, size, groups=groups) for x in scores)
+            counts = confusion_matrix(label, current, num_classes or segmenter.num_classes)
             if earlier:
                 consistency = consistency_counts(current, earlier[0], flow_on_grid(flow, size, flow_scale))
             else:
