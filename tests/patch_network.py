@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.models.accel import DilatedClassifier
 from stpl_jax.models.batch_norm import GroupedBatchNorm
 from stpl_jax.models.network import Network, PerClassifier
 
@@ -78,6 +79,7 @@ def patch_network(num_classes=5, channels=16, sync_axis=None, dtype=jnp.float64,
             "auxiliary_classifier": "^layer5/",
             "score_fusion": "^sf_layer/",
         },
+        new_classifier=functools.partial(DilatedClassifier, num_classes, (1, 2), param_dtype),
         dtype=dtype,
         param_dtype=param_dtype,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from patch_network import patch_network
 from torch_reference import torch_patch, torch_video
-from two_devices import changed, names, states_of_steps
+from two_devices import changed, is_batch_norm, names, states_of_steps
 from video_checks import (
     PatchJudge,
     assert_groups_apart,
@@ -228,8 +228,8 @@ def test_two_steps_on_two_devices(tiny_config, clips, drawn_variables):
     method = make_method(config, single_precision())
     states, metrics = states_of_steps(method, config.optim, variables, [batch_of(clips)] * 2)
     assert states[0].params.keys() == {"network", *GROUPS}
-    # Even the stand-in network's normalisation: it is not named as a ResNet's, which is frozen.
-    assert changed(states[0].params, states[-1].params) == names(states[0].params)
+    trained = {name for name in names(states[0].params) if not is_batch_norm(name)}
+    assert changed(states[0].params, states[-1].params) == trained
     assert {"supervised", "intra_domain", "cross_domain"} < metrics[-1].keys()
 
 
