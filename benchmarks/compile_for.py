@@ -31,7 +31,7 @@ from benchmarks.scaling import CHIPS, GIB, UTILISATION, all_reduced_bytes, large
 from benchmarks.tpu_topology import topology_devices
 from stpl_jax import parallel
 from stpl_jax.methods import make_method
-from stpl_jax.models.accel import initial_variables
+from stpl_jax.models.network import initial_variables
 from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter
 from stpl_jax.train_state import create_state, make_train_step

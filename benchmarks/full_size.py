@@ -23,7 +23,8 @@ import numpy as np
 from configs import viper
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import initial_variables
 
 
 def write_trees(root):

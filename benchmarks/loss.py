@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks import measure, performance
 from benchmarks.tpu_topology import topology_devices
-from stpl_jax.losses.contrastive import masked_mean, pixel_contrast
+from stpl_jax.losses.contrastive import pixel_contrast
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.streamed import BLOCK
 
 TEMPERATURE = 0.07

@@ -12,7 +12,8 @@ from benchmarks.torch_step import FORMS, TorchStep
 from input_pipeline.labels import CLASSES
 from stpl_jax import parallel
 from stpl_jax.methods import make_method
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import initial_variables
 from stpl_jax.train_state import create_state, make_train_step
 
 OURS = "ours"

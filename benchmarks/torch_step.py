@@ -7,7 +7,6 @@ queries in both, and similarities are a matrix of N×N.
 """
 
 import random
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -211,11 +210,9 @@ class TorchStep:
         )
 
     def _factors(self):
-        """Learning rate factors by child module: the first expression that fits `name/`, as ours."""
-        return {
-            name: next((f for e, f in self.config.optim.multipliers if re.search(e, f"{name}/")), 1.0)
-            for name, _ in self.network.named_children()
-        }
+        """Learning rate factors by child module."""
+        head = self.config.methods.stpl.head_multiplier
+        return {"segmenter": 1.0, "fusion": head, "projection": head}
 
     def _update(self):
         optim = self.config.optim
@@ -240,6 +237,7 @@ def check_settings(config):
         "optim.accumulate": (optim.accumulate, 1),
         "optim.nesterov": (optim.nesterov, False),
         "optim.frozen": (tuple(optim.frozen), ()),
+        "optim.multipliers": (tuple(optim.multipliers), ()),
         "methods.stpl.objective": (stpl.objective, "stpl"),
         "methods.stpl.fusion": (stpl.fusion, "stam"),
         "methods.stpl.contrast.scope": (stpl.contrast.scope, "clip"),

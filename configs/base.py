@@ -78,6 +78,7 @@ def get_config():
     config.flow.scale = "align_corners"  # how resizing scales flow; public: as DA-VSN and TPS do, about 1.4% off
 
     config.model = model = ConfigDict()
+    model.name = "accel"  # a name in stpl_jax/models/__init__.py; what follows is that network's
     model.classifier_dilations = (6, 12, 18, 24)
     model.dtype = "float32"  # of the backbone's arithmetic
     model.backbone = ConfigDict(
@@ -109,16 +110,22 @@ def get_config():
     optim.nesterov = False
     optim.weight_decay = 5e-4  # public code of DA-VSN and TPS
     optim.clip_norm = 0.0  # 0: no clipping
-    optim.multipliers = ()  # (regular expression on the parameter's path, learning rate factor)
-    optim.frozen = ()  # further parameters to freeze, regular expressions
+    # (parameters, learning rate factor): a group (normalisation, backbone, classifiers, main_classifier,
+    # auxiliary_classifier, score_fusion), or a regular expression on their paths, such as ^projection/
+    optim.multipliers = ()
+    optim.frozen = ()  # further parameters to freeze, named likewise
 
     # Settings of each method, by its name.
     config.methods = ConfigDict()
+    config.methods.alpha_bn = ConfigDict(
+        dict(alpha=0.5)
+    )  # weight of the target's statistics; the source's has the rest
     config.methods.self_training = ConfigDict(dict(topk=dict(proportion=0.7, per_class=False)))
     config.methods.stpl = stpl = ConfigDict()
     stpl.objective = "stpl"  # stpl, spatial, temporal, duplicate, naive (paper, section 3.3)
     stpl.fusion = "stam"  # stam, concat, conv1x1, add (paper, Table 4)
     stpl.fusion_init = "random"  # of conv1x1: random, or average (starts as the mean over frames)
+    stpl.head_multiplier = 1.0  # factor on the learning rate of the projection head and the fusion
     stpl.topk = ConfigDict(dict(proportion=0.7, per_class=False))  # k of the paper, section 4.1
     stpl.projection = ConfigDict(dict(hidden=2048, dim=128, init="random"))  # random or identity
     stpl.contrast = ConfigDict(
@@ -165,7 +172,7 @@ def get_config():
                 power=0.0,  # a constant rate
                 steps=3_200,  # two passes over as many images, two a step
                 decay_steps=3_200,
-                multipliers=((r"^(segmenter/layer[56]|decoders)/", 10.0),),
+                multipliers=(("classifiers", 10.0), ("decoders", 10.0)),
             ),
         )
     )
@@ -187,7 +194,7 @@ def get_config():
                 nesterov=True,
                 steps=100_000,
                 decay_steps=100_000,
-                multipliers=((r"^(segmenter/layer[56]|projection)/", 10.0),),
+                multipliers=(("classifiers", 10.0), ("projection", 10.0)),
             ),
         )
     )
@@ -201,7 +208,7 @@ def get_config():
                 learning_rate=2.5e-4,
                 steps=100_000,
                 decay_steps=150_000,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+                multipliers=(("classifiers", 10.0),),
             ),
         )
     )
@@ -228,7 +235,7 @@ def get_config():
                 learning_rate=1e-4,
                 steps=40_000,
                 decay_steps=40_000,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+                multipliers=(("classifiers", 10.0),),
             ),
         )
     )
@@ -247,7 +254,7 @@ def get_config():
                 steps=120_000,
                 decay_steps=250_000,
                 clip_norm=1.0,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+                multipliers=(("classifiers", 10.0),),
             ),
         )
     )
@@ -263,7 +270,7 @@ def get_config():
                 learning_rate=2.5e-4,
                 steps=120_000,
                 decay_steps=250_000,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+                multipliers=(("classifiers", 10.0),),
             ),
         )
     )
@@ -279,7 +286,7 @@ def get_config():
                 learning_rate=2.5e-4,
                 steps=40_000,
                 decay_steps=40_000,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+                multipliers=(("classifiers", 10.0),),
             ),
         )
     )
@@ -293,14 +300,18 @@ def get_config():
                 learning_rate=2.5e-4,  # 1e-4 in other versions of the public code
                 steps=40_000,
                 decay_steps=250_000,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),
+                multipliers=(("classifiers", 10.0),),
             ),
         )
     )
 
     config.evaluate = ConfigDict(
-        dict(every=2000, clips_per_device=1)
-    )  # every: steps between validations; 0: at the end only
+        dict(
+            every=2000,  # steps between validations; 0: at the end only
+            clips_per_device=1,
+            online=False,  # score, at the end, each clip as it is predicted on the way: in time order, trained on after
+        )
+    )
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; newest kept
     config.report = ConfigDict(
         dict(
@@ -327,7 +338,7 @@ def get_config():
                 learning_rate=2.5e-4,
                 steps=40_000,
                 decay_steps=250_000,
-                multipliers=((r"^segmenter/layer[56]/", 10.0),),  # the public code's scheduler misplaces it
+                multipliers=(("classifiers", 10.0),),  # the public code's scheduler misplaces it
             )
         )
     )

@@ -56,9 +56,6 @@ def get_config():
     config.model.classifier_dilations = (1, 2, 4, 8)
 
     config.optim.learning_rate = 3e-4
-    config.optim.multipliers = (
-        (r"^(projection|fusion)/", 100.0),
-    )  # lets the head take up what the classifier need not
     config.optim.steps = config.optim.decay_steps = 200
     config.optim.clip_norm = 5.0
     # Jittered frames have other statistics than the camera's: they stay out of the averages that inference uses.
@@ -72,6 +69,7 @@ def get_config():
     stpl.topk.update(dict(proportion=0.5, per_class=True))
     stpl.projection.init = "identity"
     stpl.contrast.class_power = -0.5
+    stpl.head_multiplier = 100.0  # lets the head take up what the classifier need not
 
     def supervised(steps):
         optim = dict(learning_rate=0.06, steps=steps, decay_steps=steps, multipliers=())
@@ -86,9 +84,9 @@ def get_config():
         dict(
             method="stpl",
             batch_norm=dict(average_over="all"),
-            optim=dict(multipliers=()),
             methods=dict(
                 stpl=dict(
+                    head_multiplier=1.0,
                     topk=dict(proportion=0.7, per_class=False),
                     projection=dict(init="random"),
                     contrast=dict(class_power=0.0),
@@ -101,7 +99,6 @@ def get_config():
         config.methods[name].discriminator.width = 16
     config.methods.hcl.refresh_every = 50
     config.methods.hcl.projection.update(dict(hidden=128, dim=64))
-    config.rows.hcl = ConfigDict(dict(optim=dict(multipliers=())))  # the multiplier above is for STPL's head
     config.rows.update({name: dict(optim=dict(learning_rate=rate)) for name, rate in LEARNING_RATES.items()})
     config.rows.stpl_bfloat16 = ConfigDict(dict(method="stpl", model=dict(dtype="bfloat16")))
     config.rows.stpl_running = ConfigDict(dict(method="stpl", batch_norm=dict(mode="running")))

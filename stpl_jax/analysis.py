@@ -286,7 +286,7 @@ def _common_grid(models, size, classes):
 @functools.partial(jax.jit, static_argnames="segmenter")
 def _features(segmenter, variables, frame):
     """Features of one frame: `[H, W, 3]` uint8 to `[h, w, C]`."""
-    return segmenter.apply(variables, frame[None, None], method="features").main[0, 0]
+    return segmenter.features(variables, frame[None, None])[0].main[0, 0]
 
 
 def _extract(model, source, sample):

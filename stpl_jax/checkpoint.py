@@ -28,7 +28,7 @@ from stpl_jax import checkpoint_digests as digests
 from stpl_jax import checkpoint_places as places
 from stpl_jax import checkpoint_reading as reading
 from stpl_jax.checkpoint_meta import CheckpointMeta
-from stpl_jax.checkpoint_places import CheckpointError, DamagedCheckpoint
+from stpl_jax.checkpoint_places import SEGMENTATION, CheckpointError, DamagedCheckpoint
 
 warn = functools.partial(warnings.warn, stacklevel=4)
 
@@ -269,7 +269,7 @@ class ModelCheckpoint:
         return f"{line}, {len(classes)} classes: {', '.join(classes)}" if classes else line
 
 
-def load_model(path, row=None, template=None, network="accel", tell=warn):
+def load_model(path, row=None, template=None, network=SEGMENTATION, tell=warn):
     """Loads the network of a checkpoint.
 
     Args:
@@ -289,7 +289,7 @@ def load_model(path, row=None, template=None, network="accel", tell=warn):
     return _load(path, row, network, tell, ("model",), template, arrays=True)
 
 
-def peek(path, row=None, network="accel", tell=warn, items=("model",)):
+def peek(path, row=None, network=SEGMENTATION, tell=warn, items=("model",)):
     """As `load_model`, without the variables: looks whether the files of items are whole, and reads `meta` alone."""
     return _load(path, row, network, tell, items)
 
@@ -298,13 +298,19 @@ def _load(path, row, network, tell, items, template=None, arrays=False):
     def read(where):
         meta, stored = reading.read_meta(where, items)
         if network is not None and meta.network != network:
+            found, expected = (
+                "a segmentation network" if name == SEGMENTATION else f"the optical flow network {name}"
+                for name in (meta.network, network)
+            )
             raise CheckpointError(
-                f"Checkpoint {where} holds the network {meta.network}, and {network} is expected here: segmentation "
-                "networks go into config.init_from and config.pretrain_from, flow networks into config.flow.weights."
+                f"Checkpoint {where} holds {found}, and {expected} is expected here: segmentation networks go into "
+                "config.init_from and config.pretrain_from, flow networks into config.flow.weights."
             )
         if template is not None:
             reading.check_same(reading.shapes_of(template), reading.stored_shapes(where, "model"), where)
-        return ModelCheckpoint(reading.read_arrays(where, "model", stored) if arrays else None, meta, where), stored
+        # A network without running statistics has stored none.
+        variables = {"batch_stats": {}} | reading.read_arrays(where, "model", stored) if arrays else None
+        return ModelCheckpoint(variables, meta, where), stored
 
     place = places.find(path, row, network)
     where, (found, stored), damaged = _newest(place, read)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from stpl_jax.checkpoint_places import CheckpointError
+from stpl_jax.checkpoint_places import SEGMENTATION, CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,7 +11,7 @@ class CheckpointMeta:
     """What is known of a stored network. None stands for what is not said; earlier versions wrote less.
 
     Attributes:
-      network: name of what it is.
+      network: the name of an optical flow network, or `SEGMENTATION`.
       config: the configuration that it was made with, JSON-able.
       classes: names of the classes, in the order of the train ids.
       label_setting: the label setting with these classes, None where there is none.
@@ -29,7 +29,7 @@ class CheckpointMeta:
       best: the best scores so far.
     """
 
-    network: str = "accel"
+    network: str = SEGMENTATION
     config: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
     classes: tuple[str, ...] | None = None
     label_setting: str | None = None

@@ -10,6 +10,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand, read_json
 
 SOURCE = "source_only"
+# What `CheckpointMeta.network` is of every segmentation network, whichever `config.model.name` says.
+SEGMENTATION = "accel"
 ITEMS = ("model", "train", "meta")
 
 
@@ -55,7 +57,7 @@ class Place:
         return self.checkpoints[0] if self.exactly else self.folder
 
 
-def find(path, row=None, network="accel"):
+def find(path, row=None, network=SEGMENTATION):
     """Finds the checkpoints that a path means.
 
     Args:
@@ -108,10 +110,10 @@ def _refuse_other_weights(path, network):
         file, found = path, "a file" if path.is_file() else "no such file"
     else:
         return
-    others = " (or deeplab, imagenet: docs/weights.md)" if network in (None, "accel") else ""
+    others = " (or deeplab, imagenet: docs/weights.md)" if network in (None, SEGMENTATION) else ""
     raise CheckpointError(
         f"{path}: expected a checkpoint, which is a folder, found {found}. Weights of PyTorch are converted once, "
-        f"python -m stpl_jax.convert {network or 'accel'} {file} OUT{others}; then give OUT in its place."
+        f"python -m stpl_jax.convert {network or SEGMENTATION} {file} OUT{others}; then give OUT in its place."
     )
 
 

@@ -1,5 +1,6 @@
 """Scoring: mIoU and temporal consistency of a segmentation network over a validation set."""
 
+import collections
 import dataclasses
 
 import jax
@@ -7,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from stpl_jax import parallel
-from stpl_jax.methods.forward import flow_on_grid, frames_first
+from stpl_jax.forward import flow_on_grid, frames_first
 from stpl_jax.metrics.segmentation import confusion_matrix, iou, mean_iou
 from stpl_jax.metrics.temporal_consistency import ConsistencyCounts, consistency_counts, consistency_shares
+from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.resize import argmax_resized
-from stpl_jax.ops.warp import warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def segment_clips(segmenter, variables, frames, flow, flow_scale):
     """Scores the frames of each clip as inference does: running averages, each fused with the frame before it.
 
     Args:
-      segmenter: an `Accel`.
+      segmenter: a `Network`.
       variables: its `params` and `batch_stats`.
       frames: `[B, T, H, W, 3]` RGB, x_t first.
       flow: `[B, T-1, H, W, 2]` int16, tenths of a pixel: x_t into x_{t-1}, x_{t-1} into x_{t-2}, ...
@@ -61,20 +62,42 @@ def segment_clips(segmenter, variables, frames, flow, flow_scale):
     Returns:
       Fused scores of every frame but the oldest, a tuple of T-1 times `[B, h, w, K]`.
     """
-    features = segmenter.apply(variables, frames_first(frames), method="features").main  # [3, B, h, w, C]
-    count, batch = features.shape[:2]
-    scores = segmenter.apply(variables, features.reshape(-1, *features.shape[2:]), method="classify_main")
-    scores = scores.reshape(count, batch, *scores.shape[1:])
-    flow = flow_on_grid(flow, scores.shape[2:4], flow_scale).astype(scores.dtype)
-    return tuple(
-        segmenter.apply(variables, scores[k], warp(scores[k + 1], flow[:, k]), method="fuse") for k in range(count - 1)
-    )
+    params = variables["params"]
+    features, _ = segmenter.features(variables, frames_first(frames))  # [T, B, h, w, C]
+    scores = segmenter.classify(params, PerClassifier(features.main)).main  # [T, B, h', w', K]
+    flow = flow_on_grid(flow, scores.shape[2:4], flow_scale)
+    return tuple(segmenter.fuse(params, scores[k], scores[k + 1], flow[:, k]) for k in range(len(scores) - 1))
 
 
-def make_eval_step(segmenter, flow_scale):
+def _counts(eval_step, model, batches, update):
+    parts = ("frames", "flow", "label", "valid", "index")
+    for batch in parallel.prefetch(parallel.split_over_devices({k: b[k] for k in parts}) for b in batches):
+        yield eval_step(*model, batch)
+        if update:
+            model = update(batch)
+
+
+def _one_behind(results):
+    """Reads results one late: that must not hold up the next batch."""
+    waiting = collections.deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > 1:
+            yield parallel.unreplicate(waiting.popleft())
+    yield from map(parallel.unreplicate, waiting)
+
+
+def make_eval_step(segmenter, flow_scale, groups=None, num_classes=None):
     """Builds and compiles the evaluation of one batch on all devices.
 
     Class maps are made at the label's own size by blocks of rows; full-size scores never exist.
+
+    Args:
+      segmenter: a `Network`.
+      flow_scale: `config.flow.scale`.
+      groups: [K] which class of the set each of the network's counts as, -1 for none (`class_maps.class_indices`);
+        None where they are the same.
+      num_classes: of the set; None for the network's.
 
     Returns:
       A function of replicated `params` and `batch_stats` and a batch split over devices, as `eval_batches` gives it,
@@ -89,8 +112,8 @@ def make_eval_step(segmenter, flow_scale):
 
         def score_clip(clip):
             scores, flow, label, valid = clip
-            current, *earlier = (argmax_resized(x, size) for x in scores)
-            counts = confusion_matrix(label, current, segmenter.num_classes)
+            current, *earlier = (argmax_resized(x, size, groups=groups) for x in scores)
+            counts = confusion_matrix(label, current, num_classes or segmenter.num_classes)
             if earlier:
                 consistency = consistency_counts(current, earlier[0], flow_on_grid(flow, size, flow_scale))
             else:
@@ -104,15 +127,17 @@ def make_eval_step(segmenter, flow_scale):
     return parallel.pmap(eval_step)
 
 
-def evaluate(eval_step, params, batch_stats, batches, classes, evaluated):
+def evaluate(eval_step, model, batches, classes, evaluated, update=None):
     """Scores a network over a validation set.
 
     Args:
       eval_step: of `make_eval_step`.
-      params, batch_stats: the segmentation network's, replicated.
+      model: the segmentation network's `params` and `batch_stats`, replicated.
       batches: of `input_pipeline.loader.eval_batches`.
-      classes: names of the K classes.
+      classes: names of the classes.
       evaluated: `[K]` bool, the classes that count.
+      update: called with each batch, on the devices, once it is predicted; returns the model that predicts the next
+        one. None: one model predicts all.
 
     Returns:
       An `Evaluation`.
@@ -120,25 +145,11 @@ def evaluate(eval_step, params, batch_stats, batches, classes, evaluated):
     Raises:
       ValueError: there are no clips.
     """
-    pending, confusion, consistency = [], 0, []
-
-    def collect(counts):
-        nonlocal confusion
-        counts = parallel.unreplicate(counts)
-        confusion = confusion + counts[0].astype(np.int64)
-        consistency.append(counts[1])
-
-    for batch in parallel.prefetch(
-        parallel.split_over_devices({k: b[k] for k in ("frames", "flow", "label", "valid")}) for b in batches
-    ):
-        pending.append(eval_step(params, batch_stats, batch))
-        # One batch behind: reading a result must not hold up the next batch.
-        if len(pending) > 1:
-            collect(pending.pop(0))
-    for counts in pending:
-        collect(counts)
-    if not consistency:
+    counts = list(_one_behind(_counts(eval_step, model, batches, update)))
+    if not counts:
         raise ValueError("The validation set has no clips to score.")
+    confusions, consistency = zip(*counts, strict=True)
+    confusion = np.sum(confusions, 0, dtype=np.int64)
     raw, warped = consistency_shares(
         ConsistencyCounts(*(np.stack(column) for column in zip(*consistency, strict=True)))
     )

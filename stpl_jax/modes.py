@@ -166,7 +166,10 @@ def run_row(config, workdir, row, progress=print):
 
 
 def _is_done(settings, scores):
-    return scores is not None and scores.last["step"] == settings.optim.steps
+    if scores is None or scores.last["step"] == settings.optim.steps:
+        return scores is not None
+    # An online method takes as many steps as there are batches to score.
+    return bool(scores.last.get("online")) and make_method(settings, build_segmenter(settings)).online
 
 
 def _introduce(config, workdir, row, progress):
@@ -241,7 +244,7 @@ def _score(settings, workdir, stored, progress):
     _estimate_flow(settings, workdir, {"val": None}, progress)
     variables = replicate(stored.variables)
     validation = Validation(settings, workdir, build_segmenter(settings), progress)
-    return validation.score_model(variables["params"], variables["batch_stats"], stored.meta.step)
+    return validation.score_model((variables["params"], variables["batch_stats"]), stored.meta.step)
 
 
 def _record(settings, workdir, row, source, score, before=None):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from input_pipeline.errors import UserError
+
 
 def parameter_path(path):
     """Writes a tree path as text: `segmenter/backbone/conv1/kernel`."""
@@ -36,45 +38,79 @@ def poly_schedule(settings, learning_rate=None):
     return schedule
 
 
-def sgd(settings, frozen=()):
+def selector(entry, groups):
+    """Returns a function that says of a parameter's path whether an entry of the settings means it.
+
+    Args:
+      entry: name of a group of the segmentation network, or a regular expression on the path.
+      groups: `Network.groups`.
+    """
+    if entry not in groups:
+        return re.compile(entry).search
+    expression = re.compile(groups[entry])
+    return lambda path: path.startswith("segmenter/") and expression.search(path.removeprefix("segmenter/"))
+
+
+def sgd(settings, groups=(), frozen=(), multipliers=(), trained=()):
     """SGD in PyTorch's arithmetic, g = gradient + weight_decay · p; m = momentum · m + g; p = p - rate · m.
 
     PyTorch skips a parameter without gradient where Optax would still decay it: such parameters are named and frozen.
 
     Args:
       settings: `config.optim`: `learning_rate`, `decay_steps`, `power`, `momentum`, `nesterov`, `weight_decay`,
-        `clip_norm` (0 for none), `multipliers` and `frozen`. The latter two name parameters by regular expressions on
-        their paths: `(expression, factor)` pairs, of which the first match counts, and expressions.
-      frozen: expressions of parameters that the method never trains.
+        `clip_norm` (0 for none), `multipliers` and `frozen`. The latter two name parameters, each by a group of the
+        network or by a regular expression on paths: (entry, factor) pairs, of which the first match counts, and
+        entries.
+      groups: `Network.groups`, or () for none.
+      frozen: groups that the method never trains; those that the network lacks are left out.
+      multipliers: the method's own, behind those of the settings.
+      trained: groups that are trained alone; () for all that are not frozen.
 
     Returns:
-      An Optax transformation.
+      An Optax transformation. Its `init` raises `UserError` where an entry of the settings means no parameter.
     """
-    frozen = [re.compile(expression) for expression in (*frozen, *settings.frozen)]
-    multipliers = [(re.compile(expression), factor) for expression, factor in settings.multipliers]
+    frozen = [selector(entry, groups) for entry in (*(g for g in frozen if g in groups), *settings.frozen)]
+    factors = [(selector(entry, groups), factor) for entry, factor in (*settings.multipliers, *multipliers)]
+    alone = [selector(group, groups) for group in trained]
     schedule = poly_schedule(settings)
 
     def labels(params):
+        _check_entries(settings, groups, params)
+
         def label(path, _):
-            return "frozen" if any(e.search(parameter_path(path)) for e in frozen) else "trained"
+            name = parameter_path(path)
+            still = any(means(name) for means in frozen) or (alone and not any(means(name) for means in alone))
+            return "frozen" if still else "trained"
 
         return jax.tree_util.tree_map_with_path(label, params)
 
     def multiply(updates, _):
         def scale(path, update):
             name = parameter_path(path)
-            return update * next((factor for e, factor in multipliers if e.search(name)), 1.0)
+            return update * next((factor for e, factor in factors if e(name)), 1.0)
 
         return jax.tree_util.tree_map_with_path(scale, updates)
 
-    trained = optax.chain(
+    update = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         optax.add_decayed_weights(settings.weight_decay),
         optax.trace(settings.momentum, nesterov=settings.nesterov),
         optax.stateless(multiply),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+    return optax.partition({"trained": update, "frozen": optax.set_to_zero()}, labels)
+
+
+def _check_entries(settings, groups, params):
+    paths = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    entries = [("frozen", e) for e in settings.frozen] + [("multipliers", e) for e, _ in settings.multipliers]
+    for key, entry in entries:
+        if not any(map(selector(entry, groups), paths)):
+            modules = sorted({"/".join(path.split("/")[:2]) for path in paths})
+            raise UserError(
+                f"config.optim.{key}: {entry!r} means no parameter that this row trains. Expected one of the groups "
+                f"{', '.join(groups)}, or an expression on paths below {', '.join(modules)}."
+            )
 
 
 def adam(settings, decay):

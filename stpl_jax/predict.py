@@ -22,9 +22,9 @@ from input_pipeline.flow_files import resize_flow as resize_flow_on_host
 from input_pipeline.labels import PALETTE, colour_table
 from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
 from stpl_jax.frames import open_source
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.resize import argmax_resized, resize_flow
-from stpl_jax.ops.warp import warp
 from stpl_jax.result_folder import CLASSES_FOLDER, OVERLAY_VIDEO, OVERLAYS_FOLDER
 from stpl_jax.run_lock import run_lock
 from stpl_jax.video import fit, overlay, video_writer, write_image
@@ -38,7 +38,7 @@ class Model:
     """A trained segmentation network, ready for videos of any size.
 
     Attributes:
-      segmenter: the `Accel`.
+      segmenter: the `Network`.
       variables: its `params` and `batch_stats`, on the device; the running averages normalise.
       classes: names of the K classes: `classes[i]` is train id i.
       palette: `[256, 3]` uint8 RGB: `palette[ids]` paints a class map.
@@ -108,7 +108,7 @@ class Model:
                 )
             resized = _resize_frame(frame, self.size)
             scores = _score(self.segmenter, self.variables, resized)
-            if i == 0:
+            if i == 0 or (flows is None and self.segmenter.fusion is None):
                 earlier_scores, flow = scores, np.zeros((*self.size, 2), np.float32)
             elif flows is None:
                 flow = self.estimate_flow(resized, earlier)
@@ -317,17 +317,16 @@ def _progress_line(done, count, seconds, timed):
 @functools.partial(jax.jit, static_argnames="segmenter")
 def _score(segmenter, variables, frame):
     """The frame's own scores: `[H, W, 3]` uint8 to `[1, h, w, K]`; running averages normalise."""
-    features = segmenter.apply(variables, frame[None, None], method="features")  # [1, 1, h, w, C]
-    return segmenter.apply(variables, features.main[0], method="classify_main")
+    features, _ = segmenter.features(variables, frame[None, None])  # [1, 1, h, w, C]
+    return segmenter.classify(variables["params"], PerClassifier(features.main[0])).main
 
 
 # Compiled once for each size of class maps; no backbone in it.
 @functools.partial(jax.jit, static_argnames=("segmenter", "size", "flow_scale"))
 def _fuse(segmenter, variables, scores, earlier_scores, flow, size, flow_scale):
     """Class map `[H, W]` uint8 from two frames' own scores `[1, h, w, K]` and the flow between them."""
-    flow = resize_flow(flow[None], scores.shape[1:3], flow_scale).astype(scores.dtype)
-    fused = segmenter.apply(variables, scores, warp(earlier_scores, flow), method="fuse")
-    return argmax_resized(fused[0], size)
+    flow = resize_flow(flow[None], scores.shape[1:3], flow_scale)
+    return argmax_resized(segmenter.fuse(variables["params"], scores, earlier_scores, flow)[0], size)
 
 
 def _resize_frame(frame, size):

@@ -32,11 +32,12 @@ from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice,
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
-from stpl_jax.models.accel import initial_variables
+from stpl_jax.models.network import initial_variables
 from stpl_jax.records import RowScores, read_scores
 from stpl_jax.rows import row_config
 from stpl_jax.settings import check_same_run
-from stpl_jax.train import build_segmenter, starting_variables
+from stpl_jax.starting_point import starting_variables
+from stpl_jax.train import build_segmenter
 
 # Bytes in a prepared set for each pixel of a frame, and of a flow field; of photographs, measured roughly.
 _FRAME_BYTES, _FLOW_BYTES = 1.8, 1.2

@@ -14,6 +14,7 @@ from stpl_jax.flow_estimators import ESTIMATORS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
+from stpl_jax.models import NETWORKS
 from stpl_jax.models.resnet import REMAT
 
 
@@ -149,6 +150,7 @@ RULES = {
     "flow.size": one_of("training", "raw"),
     "flow.batch": COUNT,
     "flow.scale": one_of("align_corners", "public"),
+    "model.name": one_of(*NETWORKS),
     "model.classifier_dilations": each(COUNT, least=1),
     "model.dtype": one_of("float32", "bfloat16"),
     "model.backbone.blocks": each(COUNT, 4),
@@ -192,6 +194,8 @@ RULES = {
     "methods.*_decay": SHARE,  # of moving averages
     "methods.*weight": WEIGHT,
     "methods.*.auxiliary_adversarial": WEIGHT,
+    "methods.alpha_bn.alpha": SHARE,
+    "methods.stpl.head_multiplier": WEIGHT,
     "methods.stpl.objective": one_of(*OBJECTIVES),
     "methods.stpl.fusion": one_of("stam", "concat", "conv1x1", "add"),
     "methods.stpl.fusion_init": one_of("random", "average"),
@@ -228,7 +232,7 @@ RULES = {
     **dict.fromkeys(("evaluate.every", "report.frames", "analysis.frames"), whole(0)),
     **dict.fromkeys(("evaluate.clips_per_device", "checkpoint.every", "checkpoint.keep"), COUNT),
     **dict.fromkeys(("analysis.clips", "analysis.pixels", "analysis.tsne_pixels"), COUNT),
-    "report.analysis": FLAG,
+    **dict.fromkeys(("evaluate.online", "report.analysis"), FLAG),
     "analysis.neighbours": each(COUNT, least=1),
     "analysis.tsne_classes": each(one_of(*dict.fromkeys(name for names in CLASSES.values() for name in names))),
 }

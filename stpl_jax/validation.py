@@ -1,13 +1,19 @@
 """The validation set: opened once, scored as often as a run asks for."""
 
 import jax
+import numpy as np
 
 from input_pipeline.clips import open_clips
 from input_pipeline.domains import SCORED_OFFSETS, SCORED_PAIRS, prepare_domain
+from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, evaluated_classes
 from input_pipeline.loader import eval_batches
-from stpl_jax import processes
+from stpl_jax import parallel, processes
 from stpl_jax.evaluate import evaluate, make_eval_step
+
+
+class NonFiniteLoss(UserError):
+    """A loss, or the state after the step, that is infinite or not a number."""
 
 
 def open_together(config, workdir, domain, needs=None, progress=print):
@@ -29,7 +35,7 @@ class Validation:
     Args:
       config: the row's configuration.
       workdir: the run's folder.
-      segmenter: an `Accel`.
+      segmenter: a `Network`.
       progress: called with lines of text.
 
     Attributes:
@@ -43,15 +49,52 @@ class Validation:
 
     def score(self, state, step):
         """Scores a replicated `TrainState`; returns `Evaluation.as_json()` with the step and the set's digest."""
-        return self.score_model(state.params["network"]["segmenter"], state.batch_stats, step)
+        return self.score_model(model_of(state), step)
 
-    def score_model(self, params, batch_stats, step):
-        """Scores replicated `params` and `batch_stats`; returns what `score` does."""
+    def score_model(self, model, step, update=None):
+        """Scores replicated `params` and `batch_stats`; returns what `score` does. `update`: see `evaluate`."""
+        self.open()
+        setting = self.config.data.classes
+        classes, evaluated = CLASSES[setting], evaluated_classes(setting)
+        result = evaluate(self.step, model, self.batches(), classes, evaluated, update)
+        self.last = result.as_json() | {"step": step, "data": self.source.digest}
+        return self.last
+
+    def score_online(self, state, train_step, method, step=None):
+        """Scores each clip, in time order, as it is predicted by what the clips before it have made of the network.
+
+        Args:
+          state: replicated `TrainState`, which is donated.
+          train_step: of `make_train_step`, pmapped; called with each batch once it is predicted, without its labels.
+          method: the `Method`, for what it needs.
+          step: of the scores; None for the number of updates.
+
+        Returns:
+          What `score` returns, with `online` True, and the state after the last update.
+
+        Raises:
+          UserError: the method needs frames, flow or labels that scoring does not read.
+          NonFiniteLoss: the state is no longer finite.
+        """
+        self.open()
+        updates = _Updates(state, train_step, method, self.source)
+        scores = self.score_model(model_of(state), step, updates)
+        norm = parallel.unreplicate(updates.metrics["state_norm"])
+        if not np.isfinite(norm):
+            raise NonFiniteLoss(f"{self.config.method}: the network is not finite after its updates on the way.")
+        self.last = scores | {"online": True, "step": updates.count if step is None else step}
+        return self.last, updates.state
+
+    def open(self):
+        """Opens the set and compiles the step, once."""
         if self.source is None:
             self.source = open_together(self.config, self.workdir, "val", progress=self.progress)
             self.step = compiled_eval_step(self.segmenter, self.config.flow.scale)
+
+    def batches(self):
+        """Iterates once over the set, in order."""
         offsets, pairs = scored_parts(self.source)
-        batches = eval_batches(
+        return eval_batches(
             self.source,
             batch_size=self.config.evaluate.clips_per_device * jax.local_device_count(),
             offsets=offsets,
@@ -59,10 +102,41 @@ class Validation:
             num_threads=self.config.data.threads,
             shard=(jax.process_index(), jax.process_count()),
         )
-        setting = self.config.data.classes
-        result = evaluate(self.step, params, batch_stats, batches, CLASSES[setting], evaluated_classes(setting))
-        self.last = result.as_json() | {"step": step, "data": self.source.digest}
-        return self.last
+
+
+class _Updates:
+    """The updates between predictions: called with a batch, trains on it, and returns the model after it."""
+
+    def __init__(self, state, train_step, method, source):
+        self.state, self.train_step, self.count = state, train_step, 0
+        self.metrics = None
+        offsets, pairs = scored_parts(source)
+        needs = method.needs.get("target")
+        if list(method.needs) != ["target"] or needs.labels or not set(needs.offsets) <= set(offsets):
+            raise UserError(
+                f"Scoring on the way gives a method target clips of the frames {offsets} without labels, and it needs "
+                f"{dict(method.needs)}. Set evaluate.online=False for it."
+            )
+        missing = set(needs.flow_pairs) - set(pairs)
+        if missing:
+            raise UserError(
+                f"Scoring on the way reads flow of the pairs {pairs}, and the method needs {sorted(missing)}, too. Set "
+                "evaluate.online=False for it."
+            )
+        self.frames = [offsets.index(k) for k in needs.offsets]
+        self.flows = [pairs.index(pair) for pair in needs.flow_pairs]
+
+    def __call__(self, batch):
+        clips = {"index": batch["index"], "frames": batch["frames"][:, :, np.array(self.frames)]}
+        clips["flow"] = batch["flow"][:, :, np.array(self.flows, int)]
+        self.state, self.metrics = self.train_step(self.state, {"target": clips})
+        self.count += 1
+        return model_of(self.state)
+
+
+def model_of(state):
+    """Returns the segmentation network's `params` and `batch_stats` of a `TrainState`."""
+    return state.params["network"]["segmenter"], state.batch_stats
 
 
 def scored_parts(source):

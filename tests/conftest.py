@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models import make_segmenter
 
 # Before the first use of a device, which every import above leaves alone.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -82,7 +82,7 @@ def draw_variables(segmenter, seed=3):
             x = random.normal(0, (1.5 / np.prod(shape.shape[:-1])) ** 0.5, shape.shape)
         return x.astype(shape.dtype)
 
-    shapes = dict(jax.eval_shape(segmenter.init, jax.random.key(0), jnp.zeros((2, 1, 32, 32, 3))))
+    shapes = dict(jax.eval_shape(segmenter.initial, jax.random.key(0)))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 

@@ -16,7 +16,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import analysis, analysis_files, checkpoint, modes
 from stpl_jax.analysis_text import results_text
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models import make_segmenter
 
 SIZE = (32, 64)
 GRID = (8, 16)
@@ -63,7 +63,7 @@ def run(tmp_path_factory, tiny_settings, drawn_variables):
 
 def plain_features(config, variables, frame):
     segmenter = make_segmenter(config.model, 15)
-    features = np.asarray(segmenter.apply(variables, frame[None, None], method="features").main[0, 0], float)
+    features = np.asarray(segmenter.features(variables, frame[None, None])[0].main[0, 0], float)
     return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 

@@ -18,7 +18,7 @@ from stpl_jax import checkpoint, parallel
 from stpl_jax import checkpoint_places as places
 from stpl_jax.checkpoint import CheckpointError, CheckpointMeta
 from stpl_jax.methods import make_method
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models import make_segmenter
 from stpl_jax.train_state import TrainState, create_state
 
 META = CheckpointMeta(method="stpl", classes=("road", "sky"), step=3, positions={"target": [1, 2]})

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from configs import base
 from input_pipeline.labels import CLASSES
 from stpl_jax.methods import METHODS, make_method
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import initial_variables
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.train_state import create_state
@@ -105,7 +106,7 @@ def test_full_size_forward_pass_and_loss(name, classes):
     assert losses["network"].shape == ()
     frames = jax.ShapeDtypeStruct((1, 1, *config.data.source.size, 3), jnp.uint8)
     scores = jax.eval_shape(
-        lambda v, x: segmenter.apply(v, segmenter.apply(v, x, method="features"), method="classify"), variables, frames
+        lambda v, x: segmenter.classify(v["params"], segmenter.features(v, x)[0]), variables, frames
     )
     expected = {"viper": (91, 161), "synthia": (81, 161)}[name]
     assert scores.main.shape == (1, 1, *expected, classes)

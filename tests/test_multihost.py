@@ -18,7 +18,7 @@ from tiny_run import tiny_run_config
 
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint, modes, processes
-from stpl_jax.models.accel import initial_variables
+from stpl_jax.models.network import initial_variables
 from stpl_jax.train import build_segmenter
 
 ROOT = Path(__file__).parent.parent

@@ -1,7 +1,5 @@
 """SGD against a plain numpy loop in PyTorch's arithmetic, and the learning rate against its formula."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,10 @@ import optax
 import pytest
 
 from configs import base
+from input_pipeline.errors import UserError
 from stpl_jax import optim
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import initial_variables
 from stpl_jax.rows import row_config
 
 SHAPES = {
@@ -21,6 +20,9 @@ SHAPES = {
     },
     "projection": {"conv1": {"kernel": (5,)}},
 }
+
+
+GROUPS = {"normalisation": r"/bn\d/(scale|bias)$", "classifiers": "^layer[56]/"}
 
 
 def is_shape(x):
@@ -38,9 +40,9 @@ def settings(**changes):
     return config
 
 
-def trained_by_optax(config, steps, frozen=()):
+def trained_by_optax(config, steps, frozen=(), trained=()):
     params = jax.tree.map(jnp.asarray, draw(0))
-    optimiser = optim.sgd(config, frozen)
+    optimiser = optim.sgd(config, GROUPS, frozen, trained=trained)
     state = optimiser.init(params)
 
     @jax.jit
@@ -89,14 +91,14 @@ FROZEN = ("segmenter/backbone/bn1/scale", "segmenter/backbone/bn1/bias")
 
 def test_three_steps_with_multipliers_and_frozen_parameters(x64):
     # The first expression that matches counts: the bias of layer5 gets 20 and not 10.
-    config = settings(multipliers=((r"layer5/.*/bias$", 20.0), (r"^segmenter/layer[56]/", 10.0), (r"conv1", 0.5)))
+    config = settings(multipliers=((r"layer5/.*/bias$", 20.0), ("classifiers", 10.0), (r"conv1", 0.5)))
     factors = {
         "segmenter/backbone/conv1/kernel": 0.5,
         "segmenter/layer5/conv2d_list_0/kernel": 10.0,
         "segmenter/layer5/conv2d_list_0/bias": 20.0,
         "projection/conv1/kernel": 0.5,
     }
-    found = trained_by_optax(config, 3, (BATCH_NORM_PARAMETERS,))
+    found = trained_by_optax(config, 3, ("normalisation",))
     compare(found, trained_by_numpy(3, factors.get, FROZEN))
     for name in ("scale", "bias"):  # not decayed either
         np.testing.assert_array_equal(
@@ -109,7 +111,7 @@ def test_nesterov(x64):
 
 
 def test_clipping_counts_what_is_trained(x64):
-    found = trained_by_optax(settings(clip_norm=0.7), 3, (BATCH_NORM_PARAMETERS,))
+    found = trained_by_optax(settings(clip_norm=0.7), 3, ("normalisation",))
     compare(found, trained_by_numpy(3, one, FROZEN, clip=0.7))
 
 
@@ -134,28 +136,40 @@ def test_learning_rate_of_source_training():
     np.testing.assert_allclose(optim.poly_schedule(config)(39_999), 2.5e-4 * 0.840004**0.9, rtol=1e-5)
 
 
-def test_expressions_name_the_right_parameters():
+def test_groups_are_the_right_parameters():
     segmenter = make_segmenter(base.get_config().model, 15)
     shapes = jax.eval_shape(lambda: initial_variables(segmenter, jax.random.key(0)))["params"]
     params = {"segmenter": shapes, "projection": {"conv1": {"bias": jax.ShapeDtypeStruct((128,), jnp.float32)}}}
 
-    def frozen(expressions):
-        state = jax.eval_shape(optim.sgd(base.get_config().optim, expressions).init, params)
+    def frozen(*names):
+        state = jax.eval_shape(optim.sgd(base.get_config().optim, segmenter.groups, names).init, params)
         momenta = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.shape)
         return sum(leaf.size for leaf in jax.tree.leaves(params)) - momenta
 
     # As many scales and biases as running means and variances.
-    assert frozen((BATCH_NORM_PARAMETERS,)) == 105_344
+    assert frozen("normalisation") == 105_344
     classifiers = 15 * 4 * (9 * 1024 + 1) + 15 * 4 * (9 * 2048 + 1) + 2 * 15 * 15
-    assert frozen((CLASSIFIER_PARAMETERS,)) == classifiers
-    assert frozen((BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS)) == 105_344 + classifiers
+    assert frozen("classifiers", "score_fusion") == classifiers
+    assert frozen("normalisation", "classifiers", "score_fusion") == 105_344 + classifiers
 
 
 @pytest.mark.parametrize("row", ["source_only", "oracle"])
 def test_classifiers_learn_ten_times_faster_from_labels(row):
-    (expression, factor), *rest = row_config(base.get_config(), row).optim.multipliers
+    config = row_config(base.get_config(), row)
+    (entry, factor), *rest = config.optim.multipliers
     assert factor == 10 and not rest
-    matching = [
-        name for name in ("layer5", "layer6", "sf_layer", "backbone") if re.search(expression, f"segmenter/{name}/x")
-    ]
+    means = optim.selector(entry, make_segmenter(config.model, 15).groups)
+    matching = [name for name in ("layer5", "layer6", "sf_layer", "backbone") if means(f"segmenter/{name}/x")]
     assert matching == ["layer5", "layer6"]
+
+
+@pytest.mark.parametrize("key, entries", [("frozen", ("layer7",)), ("multipliers", (("decoders", 2.0),))])
+def test_an_entry_that_means_nothing_says_what_there_is(key, entries):
+    with pytest.raises(UserError, match=f"config.optim.{key}.*normalisation.*projection/conv1, segmenter/backbone"):
+        optim.sgd(settings(**{key: entries}), GROUPS).init(draw(0))
+
+
+def test_only_what_is_named_is_trained(x64):
+    others = ("segmenter/backbone/conv1/kernel", "projection/conv1/kernel")
+    others += ("segmenter/layer5/conv2d_list_0/kernel", "segmenter/layer5/conv2d_list_0/bias")
+    compare(trained_by_optax(settings(), 2, trained=("normalisation",)), trained_by_numpy(2, one, others))

@@ -34,13 +34,18 @@ def test_learning_rates_by_hand():
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd(nesterov):
     config = settings(
-        learning_rate=0.3, decay_steps=5, weight_decay=0.1, nesterov=nesterov, multipliers=(("^fast/", 10.0),)
+        learning_rate=0.3,
+        decay_steps=5,
+        weight_decay=0.1,
+        nesterov=nesterov,
+        multipliers=(("^fast/", 10.0),),
+        frozen=("^still/",),
     )
     random = np.random.default_rng(0)
     start = {name: {"kernel": random.normal(size=(3, 4))} for name in ("slow", "fast", "still")}
     steps = [{name: {"kernel": random.normal(size=(3, 4))} for name in start} for _ in range(4)]
 
-    optimiser = optim.sgd(config, frozen=("^still/",))
+    optimiser = optim.sgd(config)
     params = jax.tree.map(jnp.asarray, start)
     state = optimiser.init(params)
 

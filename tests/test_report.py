@@ -14,7 +14,8 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, PALETTE, colour_table, train_id_table
 from stpl_jax import checkpoint, predict, report, report_html
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import initial_variables
 
 TRAIN_SIZE = (32, 64)
 LABEL_SIZE = (64, 128)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import analysis, analysis_files, checkpoint, report, report_html
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models import make_segmenter
 from stpl_jax.page import charts, parts
 from stpl_jax.page.features import features_section
 from stpl_jax.report_numbers import make_report, read_curves, read_evaluations

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from tiny_run import tiny_run_config
 
-from stpl_jax import checkpoint, modes
+from stpl_jax import checkpoint, modes, starting_point
 from stpl_jax import checkpoint_places as places
-from stpl_jax import train as train_module
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.stopping import Stopped
-from stpl_jax.train import NonFiniteLoss, train
+from stpl_jax.train import train
+from stpl_jax.validation import NonFiniteLoss
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,12 @@ def other_batch(before, devices_before=2, **now):
     stored = {"clips_per_device": 1, "optim": {"accumulate": 1}}
     config.clips_per_device, config.optim.accumulate = now.get("clips", 1), now.get("accumulate", 1)
     clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
-    return train_module.other_batch(config, {"clips_per_step": before, "config": stored}, clips)
+    return starting_point.other_batch(config, {"clips_per_step": before, "config": stored}, clips)
 
 
 def test_going_on_with_other_devices_says_that_the_batch_is_another():
     assert other_batch(before=8) is None
-    assert train_module.other_batch(tiny_run_config(), {"config": {}}, 8) is None, "not known: an older checkpoint"
+    assert starting_point.other_batch(tiny_run_config(), {"config": {}}, 8) is None, "not known: an older checkpoint"
     line = other_batch(before=16)
     assert "8 clips a step on 8 devices, and 16 before on 16" in line and "--config.optim.accumulate=2 keeps it" in line
     assert other_batch(before=16, accumulate=2) is None

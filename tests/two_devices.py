@@ -69,4 +69,4 @@ def first_updates(method, settings, variables):
 
 def is_batch_norm(name):
     """Whether a parameter is batch normalisation's scale or bias, which nothing trains."""
-    return name.split("/")[-2] in ("bn1", "bn2", "bn3", "downsample_1") and name.endswith(("/scale", "/bias"))
+    return name.split("/")[-2] in ("norm", "bn1", "bn2", "bn3", "downsample_1") and name.endswith(("/scale", "/bias"))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from patch_network import PatchNetwork
+from patch_network import patch_network
 
 from stpl_jax.train_state import TrainState
 
@@ -61,4 +61,4 @@ def assert_groups_apart(gradients):
 
 def single_precision():
     """The small network in float32."""
-    return PatchNetwork(dtype=jnp.float32, param_dtype=jnp.float32)
+    return patch_network(dtype=jnp.float32, param_dtype=jnp.float32)

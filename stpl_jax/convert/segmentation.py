@@ -14,7 +14,9 @@ from stpl_jax import checkpoint
 from stpl_jax.convert import ConvertError, accel_names
 from stpl_jax.convert.layout import Layout
 from stpl_jax.convert.torch_files import StateDict, sha256, versions
-from stpl_jax.models.accel import DilatedClassifier, initial_variables, keep_current, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.accel import DilatedClassifier, keep_current
+from stpl_jax.models.network import initial_variables
 
 CONFIGS = {"viper": viper.get_config, "synthia_seq": synthia.get_config}
 _SETTING_OF_COUNT = {len(CLASSES[setting]): setting for setting in CONFIGS}

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from stpl_jax.losses.pseudo_labels import share_of
 from stpl_jax.losses.segmentation import IGNORED
+from stpl_jax.ops.shares import share_of
 
 
 def class_thresholds(probabilities, proportion):

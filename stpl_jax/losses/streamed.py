@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 # Similarities at a time: 4 MiB in float32. On a CPU larger blocks leave the cache and smaller ones cost more calls.
 BLOCK = 1024

@@ -3,6 +3,7 @@
 from functools import partial
 
 from input_pipeline.errors import UserError
+from stpl_jax.methods.alpha_bn import AlphaBN
 from stpl_jax.methods.bn_statistics import BNStatistics
 from stpl_jax.methods.da_vsn import DAVSN
 from stpl_jax.methods.fda import FDA
@@ -21,6 +22,7 @@ METHODS = {
     "source_only": partial(Supervised, domain="source"),
     "oracle": partial(Supervised, domain="target"),
     "bn_statistics": BNStatistics,
+    "alpha_bn": AlphaBN,
     "self_training": SelfTraining,
     "fda": FDA,
     "pixmatch": PixMatch,
@@ -44,8 +46,15 @@ def make_method(config, segmenter):
     """Builds the method that `config.method` names.
 
     Raises:
-      UserError: there is no method of that name.
+      UserError: there is no method of that name, or it needs what the network does not have.
     """
     if config.method not in METHODS:
         raise UserError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
-    return METHODS[config.method](config, segmenter)
+    method = METHODS[config.method](config, segmenter)
+    lacking = [role for role in method.roles if not getattr(segmenter, role)]
+    if lacking:
+        raise UserError(
+            f"method={config.method} needs a network with {' and '.join(lacking)}, and config.model.name="
+            f"{config.model.name} has none. Choose another method, or another network."
+        )
+    return method

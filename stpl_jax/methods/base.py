@@ -12,10 +12,6 @@ from flax import struct
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
 
-# Parameters that no method of the paper trains, as regular expressions on parameter paths.
-BATCH_NORM_PARAMETERS = r"/(bn\d|downsample_1)/(scale|bias)$"
-CLASSIFIER_PARAMETERS = r"^segmenter/(layer5|layer6|sf_layer)/"
-
 
 class Aux(struct.PyTreeNode):
     """What a loss hands on besides its value.
@@ -36,9 +32,18 @@ class Method(abc.ABC):
 
     Attributes:
       needs: by domain, `source` or `target`; a domain that is not named is never opened.
+      roles: what it needs of the segmentation network beside features and a main classifier: names of `Network`'s
+        attributes that must not be empty.
+      online: it adapts while it is scored: each clip of the validation set, in time order, is predicted by the network
+        as the clips before it have left it, and then trained on, once and without its label.
+      frozen: groups of the segmentation network that it does not train. Here: as the paper, scale and bias of
+        normalisation.
     """
 
     needs: Mapping[str, DomainNeeds]
+    roles: tuple[str, ...] = ()
+    online: bool = False
+    frozen: tuple[str, ...] = ("normalisation",)
 
     def init(self, key, variables):
         """Adds the method's own parameters to a segmentation network.
@@ -57,9 +62,9 @@ class Method(abc.ABC):
     def optimisers(self, settings):
         """Returns one Optax transformation for each group of parameters; `settings` is `config.optim`.
 
-        Here: the paper's, which leaves the scale and bias of batch normalisation as they are.
+        Here: the paper's SGD, of all but the groups in `frozen`.
         """
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
+        return {"network": optim.sgd(settings, self.segmenter.groups, self.frozen)}
 
     @abc.abstractmethod
     def loss(self, params, state, batch, key):

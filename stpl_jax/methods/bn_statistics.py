@@ -2,12 +2,14 @@
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
+from stpl_jax.forward import extract, frames_first
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import extract, frames_first
 
 
 class BNStatistics(Method):
     """Adapts batch normalisation's running averages to target video and leaves every parameter alone."""
+
+    roles = ("running_statistics",)
 
     def __init__(self, config, segmenter):
         if config.batch_norm.mode == "running":

@@ -18,11 +18,11 @@ import optax
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
+from stpl_jax.forward import flow_on_grid, frame_scores, fuse_scores
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import entropy
 from stpl_jax.losses.temporal import unconfident_difference
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
-from stpl_jax.methods.forward import flow_on_grid, frame_scores, fuse_scores
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator, initial_discriminators
 from stpl_jax.ops.propagate import propagate
@@ -35,7 +35,6 @@ SPATIAL = {"spatial": "main", "spatial_auxiliary": "auxiliary"}
 # Which pairs are pushed apart.
 APART = {a: b for pair in zip(SPATIO_TEMPORAL, SPATIAL, strict=True) for a, b in (pair, pair[::-1])}
 PROPAGATIONS = ("splat", "warp")
-SCORE_FUSION = r"^segmenter/sf_layer/"
 
 
 class DAVSN(Method):
@@ -55,6 +54,7 @@ class DAVSN(Method):
         self.needs = {"target": DomainNeeds()}
         if not config.source_free:
             self.needs["source"] = DomainNeeds(labels=True)
+            self.roles = ("auxiliary_classifier",)
         self.discriminator = Discriminator(segmenter.param_dtype, self.settings.discriminator.width)
 
     def init(self, key, variables):
@@ -69,9 +69,10 @@ class DAVSN(Method):
         network.clip_norm = clip
         if self.config.source_free:
             # Score fusion gets no gradient then: PyTorch would leave it as it is.
-            return {"network": optim.sgd(network, frozen=(BATCH_NORM_PARAMETERS, SCORE_FUSION))}
+            return {"network": optim.sgd(network, self.segmenter.groups, (*self.frozen, "score_fusion"))}
         adversary = optax.chain(optax.clip_by_global_norm(clip), optim.adam(self.settings.discriminator, settings))
-        return {"network": optim.sgd(network, frozen=(BATCH_NORM_PARAMETERS,))} | dict.fromkeys(APART, adversary)
+        trained = {"network": optim.sgd(network, self.segmenter.groups, self.frozen)}
+        return trained | dict.fromkeys(APART, adversary)
 
     def loss(self, params, state, batch, key):
         del key
@@ -101,7 +102,7 @@ class DAVSN(Method):
         return flow_on_grid(data["flow"][:, 0], scores.shape[1:3], self.config.flow.scale)
 
     def intra_domain(self, current, earlier, flow):
-        """L_intra, main + auxiliary: two `Scores` `[B, h, w, K]` and the flow between them to a scalar."""
+        """L_intra, main + auxiliary: two frames' scores `[B, h, w, K]`, by classifier, and the flow between them."""
 
         def consistency(now, before):
             certainty = entropy(before)[..., None]
@@ -113,7 +114,7 @@ class DAVSN(Method):
                 reached = jnp.ones(maps.shape[:-1], bool)
             return unconfident_difference(now, maps[..., :-1], maps[..., -1], reached).mean()
 
-        return consistency(current.main, earlier.main) + consistency(current.auxiliary, earlier.auxiliary)
+        return jax.tree.map(consistency, current, earlier).total(1.0)
 
     def pairs(self, current, earlier, size):
         """What each discriminator sees, `[B, H, W, 2K]`: softmax over two frames' scores together, at the frames' size.

@@ -12,12 +12,13 @@ predictions of three networks (0.01, 0.05, 0.09) and trains them again on their 
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
+from stpl_jax.forward import clip_scores
 from stpl_jax.losses.entropy import robust_entropy
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import supervised_loss
+from stpl_jax.ops.dtypes import compute_dtype
 from stpl_jax.ops.fourier import swap_low_frequencies
-from stpl_jax.ops.resize import compute_dtype, resize_align_corners
+from stpl_jax.ops.resize import resize_align_corners
 
 
 class FDA(Method):

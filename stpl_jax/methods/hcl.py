@@ -22,10 +22,10 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
+from stpl_jax.forward import augmented_clips, clip_predictions, mirrored_scores, on_grid
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import augmented_clips, clip_predictions, mirrored_scores
 from stpl_jax.models.projection import Projection
 from stpl_jax.ops.augment import AugmentSettings
 
@@ -48,9 +48,8 @@ class HCL(Method):
         self.augment_settings = AugmentSettings(**self.settings.augment)
 
     def init(self, key, variables):
-        image = jnp.zeros((1, 1, 32, 32, 3), jnp.float32)
-        channels = jax.eval_shape(lambda v: self.segmenter.apply(v, image, method="features"), variables)
-        features = jnp.zeros((1, 8, 8, channels.auxiliary.shape[-1]), self.segmenter.param_dtype)
+        channels = instances(self.segmenter.channels(variables))
+        features = jnp.zeros((1, 8, 8, channels), self.segmenter.param_dtype)
         segmenter, projection = variables["params"], self.projection.init(key, features)["params"]
         network = {"segmenter": segmenter, "projection": projection}
         extra = {"average": network, "historical": segmenter}
@@ -79,22 +78,20 @@ class HCL(Method):
         labeller = self.settings.pseudo_labels
         labeller = kept["average"]["segmenter"] if labeller == "average" else kept[labeller]
         _, direct, _ = predict(labeller, state.batch_stats)
-        labels = pseudo_labels(direct, look(mirrored_scores, labeller, state.batch_stats, clean, flow))
+        mirrored = look(mirrored_scores, labeller, state.batch_stats, clean, flow)
+        grid = instances(features).shape[1:3]
+        labels = pseudo_labels(direct, mirrored)
 
         consistency = jax.tree.map(historical_consistency, historical, averaged)  # [B, h, w]
         category = jax.tree.map(lambda w, s: jnp.mean(w * cross_entropy(s, labels)[0]), consistency, scores)
         instance = self.contrast(
-            self.projection.apply({"params": network["projection"]}, features.auxiliary),
-            self.projection.apply({"params": kept["average"]["projection"]}, averaged_features.auxiliary),
-            labels,
-            reliability(averaged.auxiliary, self.settings.reliability_margin),
+            self.projection.apply({"params": network["projection"]}, instances(features)),
+            self.projection.apply({"params": kept["average"]["projection"]}, instances(averaged_features)),
+            pseudo_labels(*(jax.tree.map(lambda s: on_grid(s, grid), view) for view in (direct, mirrored))),
+            reliability(on_grid(instances(averaged), grid), self.settings.reliability_margin),
             jax.vmap(jax.random.fold_in, (None, 0))(pixel_key, data["index"]),
         )
-        loss = (
-            category.main
-            + self.settings.auxiliary_weight * category.auxiliary
-            + self.settings.instance_weight * instance.mean()
-        )
+        loss = category.total(self.settings.auxiliary_weight) + self.settings.instance_weight * instance.mean()
         return {"network": loss}, Aux(stats, {"consistency": consistency.main.mean()})
 
     def after_update(self, state, aux):
@@ -133,6 +130,11 @@ class HCL(Method):
         return jax.vmap(of_clip)(draws, queries, keys, labels, reliabilities)
 
 
+def instances(maps):
+    """What instances are contrasted by, of a `PerClassifier`: the auxiliary part, or the main one if that is all."""
+    return maps.main if maps.auxiliary is None else maps.auxiliary
+
+
 def pseudo_labels(*views):
-    """Labels every pixel: `Scores` of several views, both classifiers together, to `[B, h, w]` class numbers."""
-    return jnp.argmax(sum(jax.nn.softmax(view.main + 0.5 * view.auxiliary, -1) for view in views), -1)
+    """Labels every pixel: scores of several views, both classifiers together, to `[B, h, w]` class numbers."""
+    return jnp.argmax(sum(jax.nn.softmax(view.total(0.5), -1) for view in views), -1)

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
+from stpl_jax.forward import clip_scores
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import clip_scores
 from stpl_jax.methods.supervised import supervised_loss
-from stpl_jax.models.accel import Scores
+from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.augment import AugmentSettings, photometric
+from stpl_jax.ops.dtypes import compute_dtype
 from stpl_jax.ops.geometry import crop_resized, crop_resized_flow, crop_resized_nearest, sample_box
-from stpl_jax.ops.resize import compute_dtype, resize_align_corners
+from stpl_jax.ops.resize import resize_align_corners
 
 
 class PixMatch(Method):
@@ -47,22 +48,22 @@ class PixMatch(Method):
         frames, flow, labels = self.perturbed(target, labels, key)
         scores, stats = clip_scores(self.config, self.segmenter, network, stats, frames, flow, clean=0)
         size = frames.shape[2:4]
-        main, auxiliary = (
-            cross_entropy(resize_align_corners(s, size), y)[0].mean()
-            for s, y in ((scores.main, labels.main), (scores.auxiliary, labels.auxiliary))
-        )
-        consistency = main + self.config.auxiliary_weight * auxiliary
+        losses = jax.tree.map(lambda s, y: cross_entropy(resize_align_corners(s, size), y)[0].mean(), scores, labels)
+        consistency = losses.total(self.config.auxiliary_weight)
         loss = supervised + self.settings.weight * consistency
         return {"network": loss}, Aux(stats, {"supervised": supervised, "consistency": consistency})
 
     def pseudo_labels(self, network, stats, target):
-        """Labels the clean clips at the frames' size: `Scores` of class maps `[B, H, W]`, and the running averages."""
+        """Labels the clean clips at the frames' size: class maps `[B, H, W]` by classifier, and the averages."""
         scores, stats = clip_scores(
             self.config, self.segmenter, jax.lax.stop_gradient(network), stats, target["frames"], target["flow"]
         )
         scores = jax.tree.map(lambda s: resize_align_corners(s, target["frames"].shape[2:4]), scores)
+        main = scores.main.argmax(-1).astype(jnp.int32)
+        if scores.auxiliary is None:
+            return PerClassifier(main), stats
         both = jax.nn.softmax(scores.main, -1) + jax.nn.softmax(scores.auxiliary, -1)
-        return Scores(auxiliary=both.argmax(-1).astype(jnp.int32), main=scores.main.argmax(-1).astype(jnp.int32)), stats
+        return PerClassifier(main, both.argmax(-1).astype(jnp.int32)), stats
 
     def perturbed(self, target, labels, key):
         """Draws a for each clip by its own key.

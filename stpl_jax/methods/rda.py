@@ -27,22 +27,25 @@ import jax.numpy as jnp
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
+from stpl_jax.forward import clip_scores
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
 from stpl_jax.losses.entropy import self_information
-from stpl_jax.losses.pseudo_labels import share_of
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
-from stpl_jax.methods.forward import clip_scores
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator
 from stpl_jax.models.frequency_gate import FrequencyGate, reverse_gradient, straight_through_gate
+from stpl_jax.ops.dtypes import compute_dtype
 from stpl_jax.ops.fourier import band_means, blend_bands, compose, frequency_bands, spectrum
-from stpl_jax.ops.resize import compute_dtype, resize_align_corners
+from stpl_jax.ops.resize import resize_align_corners
+from stpl_jax.ops.shares import share_of
 
 CLASSIFIERS = ("auxiliary", "main")
 
 
 class RDA(Method):
     """Adversarial alignment on clean and attacked clips; everything under `config.methods.rda`."""
+
+    roles = ("auxiliary_classifier",)
 
     def __init__(self, config, segmenter):
         if config.source_free:
@@ -73,7 +76,7 @@ class RDA(Method):
 
     def optimisers(self, settings):
         return {
-            "network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,)),
+            **super().optimisers(settings),
             "discriminator": optim.adam(self.settings.discriminator, settings),
             "attacker": optim.adam(self.settings.attacker, settings),
         }

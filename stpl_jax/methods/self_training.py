@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.forward import clip_scores
 from stpl_jax.losses.pseudo_labels import confident_pixels
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import clip_scores
 
 
 class SelfTraining(Method):
@@ -34,5 +34,5 @@ class SelfTraining(Method):
             picked = jnp.take_along_axis(scores, index[..., None], 1)
             return masked_mean(cross_entropy(picked, labels)[0].ravel(), mask.ravel())
 
-        loss = on_confident(scores.main) + self.config.auxiliary_weight * on_confident(scores.auxiliary)
+        loss = jax.tree.map(on_confident, scores).total(self.config.auxiliary_weight)
         return {"network": loss}, Aux(stats)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
-from stpl_jax.losses.contrastive import class_balance, masked_mean, pixel_contrast
+from stpl_jax.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores, on_grid
+from stpl_jax.losses.contrastive import class_balance, pixel_contrast
 from stpl_jax.losses.pseudo_labels import confident_pixels
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, Method
-from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
+from stpl_jax.losses.reduction import masked_mean
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.models.fusion import make_fusion
 from stpl_jax.models.projection import Projection
 from stpl_jax.ops.augment import AugmentSettings
@@ -40,6 +41,8 @@ class STPL(Method):
       naive: spatial + temporal.
     """
 
+    frozen = ("normalisation", "classifiers", "score_fusion")
+
     def __init__(self, config, segmenter, objective=None):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.stpl
         self.objective = objective or self.settings.objective
@@ -52,8 +55,9 @@ class STPL(Method):
             raise UserError(f"num_frames is 2 or more, found {self.num_frames}.")
         earlier = range(1, self.num_frames)
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
-        remat = config.model.backbone.remat != "none"
-        self.fusion = make_fusion(self.settings.fusion, self.settings.fusion_init, segmenter.param_dtype, remat)
+        self.fusion = make_fusion(
+            self.settings.fusion, self.settings.fusion_init, segmenter.param_dtype, segmenter.rematerialise
+        )
         head = self.settings.projection
         self.projection = Projection(head.hidden, head.dim, head.init, segmenter.param_dtype)
         self.augment_settings = AugmentSettings(**self.settings.augment)
@@ -61,24 +65,26 @@ class STPL(Method):
     def init(self, key, variables):
         fusion_key, projection_key = jax.random.split(key)
         dtype = self.segmenter.param_dtype
-        features = jnp.zeros((1, self.num_frames, 8, 8, self.segmenter.channels), dtype)
+        channels = self.segmenter.channels(variables).main
+        features = jnp.zeros((self.num_frames, 1, 8, 8, channels), dtype)
         network = {"segmenter": variables["params"]}
         if self.objective == "stpl":
             fusion = self.fusion.init(fusion_key, features)
             network["fusion"] = fusion.get("params", {})
             features = self.fusion.apply(fusion, features)
         else:
-            features = features[:, 0]
+            features = features[0]
         network["projection"] = self.projection.init(projection_key, features)["params"]
         return {"network": network}, None
 
     def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS))}
+        head = (r"^(projection|fusion)/", self.settings.head_multiplier)
+        return {"network": optim.sgd(settings, self.segmenter.groups, self.frozen, (head,))}
 
     def loss(self, params, state, batch, key):
         network, data = params["network"], batch["target"]
         clean_features, augmented_features, flows, stats = self.views(network, state.batch_stats, data, key)
-        index, labels, mask = self.pseudo_labels(network["segmenter"], clean_features, flows[:, 0])
+        index, labels, mask = self.pseudo_labels(network["segmenter"], clean_features, data["flow"][:, 0])
 
         def contrast(queries, keys):
             return self.contrast(network, queries, keys, index, labels, mask)
@@ -127,7 +133,8 @@ class STPL(Method):
     def pseudo_labels(self, segmenter, features, flow):
         """Picks confident pixels of the clean clip: `index`, `labels`, `mask`, `[B, N]` each, no gradient."""
         segmenter, features = jax.lax.stop_gradient((segmenter, features))
-        scores = fused_main_scores(self.segmenter, segmenter, features[0], features[1], flow)
+        scores = fused_main_scores(self.segmenter, segmenter, features[:2], flow, self.config.flow.scale)
+        scores = on_grid(scores, features.shape[2:4])
         topk = self.settings.topk
         return jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(
             scores.reshape(scores.shape[0], -1, scores.shape[-1])
@@ -135,12 +142,10 @@ class STPL(Method):
 
     def fuse(self, network, features, flows):
         """Fuses a view's frames, `[T, B, h, w, C]` newest first, into `[B, h, w, C']` on x_t's grid."""
-        earlier = [
-            warp(features[k], flows[:, k - 1].astype(features.dtype)) for k in reversed(range(1, self.num_frames))
-        ]
+        earlier = [warp(features[k], flows[:, k - 1].astype(features.dtype)) for k in range(1, self.num_frames)]
         if not self.settings.previous_gradient:
             earlier = jax.lax.stop_gradient(earlier)
-        return self.fusion.apply({"params": network["fusion"]}, jnp.stack([*earlier, features[0]], 1))
+        return self.fusion.apply({"params": network["fusion"]}, jnp.stack([features[0], *earlier]))
 
     def contrast(self, network, queries, keys, index, labels, mask):
         """Picks the confident pixels, projects and contrasts: equation 4 on each clip, averaged over clips."""

@@ -15,17 +15,19 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import optim
-from stpl_jax.losses.contrastive import class_balance, masked_mean
+from stpl_jax.forward import augmented_clips, extract, frames_first, fused_main_scores
+from stpl_jax.losses.contrastive import class_balance
 from stpl_jax.losses.pseudo_labels import confident_pixels
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS, Aux, Method
-from stpl_jax.methods.forward import augmented_clips, extract, flow_on_grid, frames_first, fused_main_scores
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.ops.augment import AugmentSettings
 
 
 class STPLPlus(Method):
     """An averaged teacher with a clip's own statistics, a student with running averages; `config.methods.stpl_plus`."""
+
+    frozen = ("normalisation", "classifiers", "score_fusion")
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.stpl_plus
@@ -42,46 +44,42 @@ class STPLPlus(Method):
         # A copy: a donated state must not hold one buffer twice.
         return {"network": {"segmenter": variables["params"]}}, {"teacher": jax.tree.map(jnp.copy, variables["params"])}
 
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS, CLASSIFIER_PARAMETERS))}
-
     def loss(self, params, state, batch, key):
         segmenter, data, settings = params["network"]["segmenter"], batch["target"], self.settings
-        (index, labels, mask), flow, stats = self.pseudo_labels(state, data)
+        (index, labels, mask), stats = self.pseudo_labels(state, data)
 
         clean = frames_first(data["frames"]).astype(self.segmenter.dtype)  # [T, B, H, W, 3]
         augmented = frames_first(augmented_clips(data, key, self.augment_settings))
         views = jnp.concatenate([clean, augmented.astype(clean.dtype)])
         variables = {"params": segmenter, "batch_stats": stats}
-        features = self.segmenter.apply(variables, views, method="features").main  # [2T, B, h, w, C]
+        features = self.segmenter.features(variables, views)[0].main  # [2T, B, h, w, C]
 
         def supervise(scores, labels, mask):
             weights = class_balance(labels, mask, self.segmenter.num_classes, settings.class_power)
             return masked_mean(cross_entropy(scores, labels)[0], mask, weights.astype(scores.dtype))
 
-        def supervised(current, earlier):
-            scores = fused_main_scores(self.segmenter, segmenter, current, earlier, flow)
+        def supervised(features):
+            scores = fused_main_scores(self.segmenter, segmenter, features, data["flow"][:, 0], self.config.flow.scale)
             scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
             return jax.vmap(supervise)(jnp.take_along_axis(scores, index[..., None], 1), labels, mask).mean()
 
-        loss = supervised(*features[:2]) + settings.augmented_weight * supervised(*features[2:])
+        loss = supervised(features[:2]) + settings.augmented_weight * supervised(features[2:])
         return {"network": loss}, Aux(stats, {"confident": mask.mean(dtype=jnp.float32)})
 
     def pseudo_labels(self, state, data):
         """Labels clean clips by the teacher, without a gradient.
 
         Returns:
-          `index`, `labels`, `mask`, `[B, N]` each; x_t's flow on the feature grid, `[B, h, w, 2]`; and the running
-          averages after the clips.
+          `index`, `labels`, `mask`, `[B, N]` each, on the grid of the scores; and the running averages after the clips.
         """
         teacher = jax.lax.stop_gradient(state.extra["teacher"])
         clips = data["frames"].astype(self.segmenter.dtype)  # [B, T, H, W, 3]: a clip is a group with its statistics
         features, stats = extract(self.segmenter, teacher, state.batch_stats, clips, self.config.batch_norm)
-        flow = flow_on_grid(data["flow"][:, 0], features.main.shape[2:4], self.config.flow.scale)
-        scores = fused_main_scores(self.segmenter, teacher, features.main[:, 0], features.main[:, 1], flow)
+        frames = (features.main[:, 0], features.main[:, 1])
+        scores = fused_main_scores(self.segmenter, teacher, frames, data["flow"][:, 0], self.config.flow.scale)
         scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
         topk = self.settings.topk
-        return jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(scores), flow, stats
+        return jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(scores), stats
 
     def after_update(self, state, aux):
         del aux

@@ -1,10 +1,12 @@
 """Training with labels: source_only (on source), and the tables' upper bound, oracle (on target)."""
 
+import jax
+
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.forward import clip_scores
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import clip_scores
 from stpl_jax.ops.resize import resize_align_corners
 
 
@@ -13,7 +15,7 @@ def label_loss(config, scores, labels):
 
     Args:
       config: the run's configuration, for `auxiliary_weight`.
-      scores: `Scores` `[B, h, w, K]`.
+      scores: `PerClassifier` of `[B, h, w, K]`.
       labels: `[B, H, W]` integers, 255 where ignored.
 
     Returns:
@@ -25,7 +27,7 @@ def label_loss(config, scores, labels):
     def at_label_size(scores):
         return masked_mean(*cross_entropy(resize_align_corners(scores, labels.shape[1:]), labels))
 
-    return at_label_size(scores.main) + config.auxiliary_weight * at_label_size(scores.auxiliary)
+    return jax.tree.map(at_label_size, scores).total(config.auxiliary_weight)
 
 
 def supervised_loss(config, segmenter, params, batch_stats, data, frames=None):
@@ -33,7 +35,7 @@ def supervised_loss(config, segmenter, params, batch_stats, data, frames=None):
 
     Args:
       config: the run's configuration.
-      segmenter: an `Accel`.
+      segmenter: a `Network`.
       params, batch_stats: its variables.
       data: the domain's part of the batch, with labels.
       frames: `[B, T, H, W, 3]` RGB, 0-255, in place of the batch's own; None for those.

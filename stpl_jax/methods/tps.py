@@ -20,10 +20,10 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.forward import clip_scores, flow_on_grid
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.methods.base import Aux, Method
-from stpl_jax.methods.forward import clip_scores, flow_on_grid
 from stpl_jax.methods.supervised import supervised_loss
 from stpl_jax.ops.augment import AugmentSettings, photometric
 from stpl_jax.ops.histogram import match_histograms
@@ -59,9 +59,7 @@ class TPS(Method):
         def supervise(scores, labels):
             return masked_mean(*cross_entropy(scores, jnp.where(seen, labels, IGNORED)))
 
-        target = supervise(scores.main, labels.main) + self.config.auxiliary_weight * supervise(
-            scores.auxiliary, labels.auxiliary
-        )
+        target = jax.tree.map(supervise, scores, labels).total(self.config.auxiliary_weight)
         metrics["target"] = target
         return {"network": loss + self.settings.target_weight * target}, Aux(stats, metrics)
 
@@ -77,7 +75,7 @@ class TPS(Method):
         }
 
     def pseudo_labels(self, params, stats, data, draws):
-        """Labels x_t, `Scores` of `[B, h, w]` int32, by the prediction for (x_{t-1}, x_{t-2}); the averages move on."""
+        """Labels x_t, `[B, h, w]` int32 by classifier, by what (x_{t-1}, x_{t-2}) give; the averages move on."""
 
         def turn(x, mirrored):
             return jnp.where(draws["flip"].reshape(-1, *(1,) * (x.ndim - 1)), mirrored(x), x)
@@ -93,7 +91,7 @@ class TPS(Method):
         return jax.tree.map(label, jax.lax.stop_gradient(scores)), stats
 
     def augmented_scores(self, params, stats, data, draws):
-        """Scores T(x_t), T(x_{t-1}): fused `Scores` on the clip's own grid, where they exist, the running averages."""
+        """Scores T(x_t), T(x_{t-1}): fused scores on the clip's own grid, where they exist, the running averages."""
         scale, anchor, dtype = draws["scale"], draws["anchor"], jnp.result_type(float)
         frames = jax.vmap(photometric, (0, 0, None))(
             draws["photometric"], data["frames"][:, :2].astype(dtype), self.augment_settings

@@ -15,41 +15,32 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import optim
+from stpl_jax.forward import clip_predictions, mirrored_scores, on_grid
 from stpl_jax.losses.class_balanced import class_balanced_labels, class_thresholds
-from stpl_jax.losses.contrastive import masked_mean
 from stpl_jax.losses.entropy import entropy
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.uncertainty import probability_error
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
-from stpl_jax.methods.forward import clip_predictions, mirrored_scores
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.models.decoders import AuxiliaryDecoders, draw_channel_masks
-
-# It gets no gradient here: PyTorch would not decay it either.
-AUXILIARY_CLASSIFIER = r"^segmenter/layer5/"
 
 
 class UR(Method):
     """Class-balanced self-training, low entropy, and decoders that agree; settings in `config.methods.ur`."""
 
+    # The auxiliary classifier gets no gradient here: PyTorch would not decay it either.
+    frozen = ("normalisation", "auxiliary_classifier")
+
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.ur
         self.needs = {"target": DomainNeeds()}
-        self.decoders = AuxiliaryDecoders(
-            self.settings.decoders,
-            segmenter.num_classes,
-            tuple(config.model.classifier_dilations),
-            segmenter.param_dtype,
-        )
+        self.decoders = AuxiliaryDecoders(self.settings.decoders, segmenter.new_classifier)
 
     def init(self, key, variables):
-        channels, dtype = self.segmenter.channels, self.segmenter.param_dtype
+        channels, dtype = self.segmenter.channels(variables).main, self.segmenter.param_dtype
         features, masks = jnp.zeros((1, 8, 8, channels), dtype), jnp.ones((self.settings.decoders, 1, channels), dtype)
         decoders = self.decoders.init(key, features, masks)["params"]
         return {"network": {"segmenter": variables["params"], "decoders": decoders}}, None
-
-    def optimisers(self, settings):
-        return {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS, AUXILIARY_CLASSIFIER))}
 
     def loss(self, params, state, batch, key):
         data, network = batch["target"], params["network"]
@@ -61,7 +52,8 @@ class UR(Method):
         decoded = self.decode(network["decoders"], features.main, data["index"], key)  # [decoders, B, h, w, K]
 
         self_training = masked_mean(*cross_entropy(scores.main, labels))
-        uncertainty = probability_error(decoded, probabilities[None]).mean((1, 2, 3)).sum()
+        on_features = on_grid(probabilities, decoded.shape[2:4])
+        uncertainty = probability_error(decoded, on_features[None]).mean((1, 2, 3)).sum()
         loss = (
             self_training
             + self.settings.entropy_weight * entropy(scores.main).mean()

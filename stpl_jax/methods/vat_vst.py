@@ -22,12 +22,12 @@ import jax.numpy as jnp
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
+from stpl_jax.forward import flow_on_grid, frame_scores, fuse_scores
 from stpl_jax.losses.adversarial import SOURCE, TARGET, domain_cross_entropy
-from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.temporal import agreed_labels
-from stpl_jax.methods.base import BATCH_NORM_PARAMETERS, Aux, Method
-from stpl_jax.methods.forward import flow_on_grid, frame_scores, fuse_scores
+from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator, initial_discriminators
 from stpl_jax.ops.resize import resize_align_corners
@@ -50,6 +50,7 @@ class VATVST(Method):
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
         if not config.source_free:
             self.needs["source"] = DomainNeeds(labels=True)
+            self.roles = ("auxiliary_classifier",)
         self.discriminator = Discriminator(segmenter.param_dtype, self.settings.discriminator.width)
 
     def init(self, key, variables):
@@ -59,7 +60,7 @@ class VATVST(Method):
         return params, None
 
     def optimisers(self, settings):
-        network = {"network": optim.sgd(settings, frozen=(BATCH_NORM_PARAMETERS,))}
+        network = super().optimisers(settings)
         if self.config.source_free:
             return network
         return network | dict.fromkeys(SEQUENCE, optim.adam(self.settings.discriminator, settings))
@@ -131,7 +132,7 @@ class VATVST(Method):
         }
 
     def self_training(self, params, scores, data):
-        """Stage two: `Scores` of the window's frames, newest first, to a scalar, and the share of labelled pixels."""
+        """Stage two: scores of the window's frames, newest first, to a scalar, and the share of labelled pixels."""
         current, *earlier = scores
         flows = [self.flow(data, k, current) for k in range(len(earlier))]
         warped = [
@@ -139,7 +140,5 @@ class VATVST(Method):
         ]
         labels = agreed_labels(jnp.stack([jax.nn.softmax(current.main, -1), *warped]), self.settings.threshold)
         fused = fuse_scores(self.segmenter, params, current, earlier[0], flows[0])
-        loss = masked_mean(*cross_entropy(fused.main, labels)) + self.config.auxiliary_weight * masked_mean(
-            *cross_entropy(fused.auxiliary, labels)
-        )
-        return loss, {"labelled": jnp.mean(labels != IGNORED, dtype=jnp.float32)}
+        losses = jax.tree.map(lambda scores: masked_mean(*cross_entropy(scores, labels)), fused)
+        return losses.total(self.config.auxiliary_weight), {"labelled": jnp.mean(labels != IGNORED, dtype=jnp.float32)}

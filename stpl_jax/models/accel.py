@@ -5,14 +5,13 @@ from typing import Any
 
 import einops
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from flax import struct
 from flax.core import FrozenDict
 
+from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier
 from stpl_jax.models.resnet import ResNet
 from stpl_jax.ops.convolution import convolve
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 # Mean of ImageNet in the Caffe convention, BGR, 0-255.
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
@@ -32,20 +31,6 @@ def normalise_images(rgb, dtype=jnp.float32):
     bgr = rgb[..., ::-1].astype(compute_dtype(dtype))
     mean = jnp.asarray(MEAN_BGR, bgr.dtype)
     return (bgr - mean.reshape((1,) * (bgr.ndim - 1) + (3,))).astype(dtype)
-
-
-class Features(struct.PyTreeNode):
-    """Backbone features `[..., h, w, C]`: `auxiliary` of the last stage but one, `main` of the last."""
-
-    auxiliary: Any
-    main: Any
-
-
-class Scores(struct.PyTreeNode):
-    """Class scores before softmax, `[..., h, w, K]`, of the auxiliary and the main classifier."""
-
-    auxiliary: Any
-    main: Any
 
 
 class DilatedClassifier(nn.Module):
@@ -100,12 +85,6 @@ class Accel(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @property
-    def channels(self):
-        """Number of channels C4 of the last stage's features."""
-        resnet = ResNet(**self.backbone)
-        return resnet.widths[-1] * resnet.expansion
-
     def setup(self):
         self.resnet = ResNet(
             **self.backbone, sync_axis=self.sync_axis, dtype=self.dtype, param_dtype=self.param_dtype, name="backbone"
@@ -122,56 +101,75 @@ class Accel(nn.Module):
             conv_general_dilated=convolve,
         )
 
-    def features(self, rgb, batch_statistics=False, averaged=0):
-        """Runs the backbone on groups of images, all in one batch.
+    def features(self, images, groups=0, averaged=0):
+        """Runs the backbone: images `[G·B, H, W, 3]`, `GroupedBatchNorm`'s arguments, to both stages' features."""
+        return self.resnet(images, groups, averaged)
 
-        Args:
-          rgb: `[G, B, H, W, 3]`, 0-255.
-          batch_statistics: normalise each group by its own statistics; otherwise all by the running averages.
-          averaged: how many groups, from the first on, enter the running averages.
-
-        Returns:
-          `Features`, `[G, B, h, w, C]`.
-        """
-        count = rgb.shape[0]
-        images = einops.rearrange(normalise_images(rgb, self.dtype), "g b h w c -> (g b) h w c")
-        auxiliary, main = self.resnet(images, count if batch_statistics else 0, averaged)
-        return Features(*(einops.rearrange(f, "(g b) h w c -> g b h w c", g=count) for f in (auxiliary, main)))
-
-    def classify(self, features):
-        """Scores each frame by itself: `Features` `[..., h, w, C]` to `Scores` `[..., h, w, K]`, not fused."""
-
-        def run(layer, x):
-            scores = layer(x.reshape(-1, *x.shape[-3:]))
-            return scores.reshape(*x.shape[:-3], *scores.shape[-3:])
-
-        return Scores(run(self.layer5, features.auxiliary), run(self.layer6, features.main))
-
-    def classify_main(self, features):
-        """Scores with the main classifier alone: `[B, h, w, C4]` to `[B, h, w, K]`."""
-        return self.layer6(features)
+    def classify(self, name, features):
+        """Scores with one of the classifiers: `[B, h, w, C]` to `[B, h, w, K]`, not fused."""
+        return getattr(self, name)(features)
 
     def fuse(self, current, warped):
         """Fuses scores of the current frame with those of the earlier one, already warped; both `[B, h, w, K]`."""
         return self.sf_layer(jnp.concatenate([current, warped], -1))
 
-    def __call__(self, rgb):
-        """Touches every parameter once, for initialisation: `[G, B, H, W, 3]` to main scores `[B, h, w, K]`."""
-        scores = self.classify(self.features(rgb, batch_statistics=True))
-        return self.fuse(scores.main[0], scores.main[-1])
+    def __call__(self, images):
+        """Touches every parameter once, for initialisation."""
+        auxiliary, main = self.features(images, 1)
+        self.layer5(auxiliary)
+        scores = self.layer6(main)
+        return self.fuse(scores, scores)
 
 
-def make_segmenter(model, num_classes, sync_axis=None):
-    """Builds the segmentation network that `config.model` describes.
+@functools.lru_cache
+def as_network(module):
+    """Fills a `Network` with an `Accel`, or with another module of its methods; the same one for equal modules."""
 
-    Args:
-      model: `config.model`, or the mapping that a checkpoint stores of it.
-      num_classes: K.
-      sync_axis: name of the pmapped axis, for `batch_norm.mode=sync`.
+    def initial(key):
+        # Shapes of parameters do not depend on the image's.
+        return module.init(key, jnp.zeros((1, *SMALLEST_SIZE, 3), jnp.float32))
 
-    Returns:
-      An `Accel`.
-    """
+    def backbone(variables, images, batch_statistics, averaged):
+        count = images.shape[0]
+        images = einops.rearrange(images, "g b h w c -> (g b) h w c")
+        if batch_statistics:
+            found, updated = module.apply(
+                variables, images, count, averaged, method="features", mutable=["batch_stats"]
+            )
+        else:
+            found, updated = module.apply(variables, images, method="features"), variables
+        auxiliary, main = (einops.rearrange(f, "(g b) h w c -> g b h w c", g=count) for f in found)
+        return PerClassifier(main, auxiliary), updated["batch_stats"]
+
+    def classifier(name):
+        return lambda params, features: module.apply({"params": params}, name, features, method="classify")
+
+    return Network(
+        num_classes=module.num_classes,
+        initial=initial,
+        normalise=normalise_images,
+        backbone=backbone,
+        main_classifier=classifier("layer6"),
+        auxiliary_classifier=classifier("layer5"),
+        fusion=lambda params, current, warped: module.apply({"params": params}, current, warped, method="fuse"),
+        groups={
+            "normalisation": r"/(bn\d|downsample_1)/(scale|bias)$",
+            "backbone": "^backbone/",
+            "main_classifier": "^layer6/",
+            "auxiliary_classifier": "^layer5/",
+            "score_fusion": "^sf_layer/",
+        },
+        rematerialise=module.backbone["remat"] != "none",
+        new_classifier=functools.partial(
+            DilatedClassifier, module.num_classes, module.classifier_dilations, module.param_dtype
+        ),
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+    )
+
+
+def accel_module(model, num_classes, sync_axis=None):
+    """Builds the Flax module that `config.model` describes, see `models.make_segmenter`."""
     backbone = {
         name: tuple(value) if isinstance(value, list | tuple) else value for name, value in model["backbone"].items()
     }
@@ -184,8 +182,6 @@ def make_segmenter(model, num_classes, sync_axis=None):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def initial_variables(segmenter, key):
-    """Draws a segmentation network's variables: a dict of `params` and `batch_stats`."""
-    # Shapes of parameters do not depend on the image's; this is the smallest that every stage takes.
-    return dict(segmenter.init(key, jnp.zeros((2, 1, 32, 32, 3), jnp.float32)))
+def make_accel(model, num_classes, sync_axis=None):
+    """Builds ACCEL as a `Network`, see `models.make_segmenter`."""
+    return as_network(accel_module(model, num_classes, sync_axis))

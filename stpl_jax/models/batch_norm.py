@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 EPSILON = 1e-5
 MOMENTUM = 0.1

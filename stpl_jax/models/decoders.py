@@ -1,12 +1,10 @@
 """Auxiliary decoders on features of which whole channels are dropped (Uncertainty Reduction, CVPR 2021)."""
 
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from stpl_jax.models.accel import DilatedClassifier
 
 
 def draw_channel_masks(keys, count, channels, rate, dtype=jnp.float32):
@@ -36,14 +34,11 @@ class AuxiliaryDecoders(nn.Module):
 
     Attributes:
       count: number of decoders.
-      num_classes: K.
-      dilations: of each decoder's convolutions.
+      new_classifier: name -> module of one, `Network.new_classifier`.
     """
 
     count: int
-    num_classes: int
-    dilations: tuple[int, ...]
-    param_dtype: Any = jnp.float32
+    new_classifier: Callable
 
     @nn.compact
     def __call__(self, features, masks):
@@ -58,10 +53,5 @@ class AuxiliaryDecoders(nn.Module):
         """
         masks = masks.astype(features.dtype)
         return jnp.stack(
-            [
-                DilatedClassifier(self.num_classes, self.dilations, self.param_dtype, name=f"decoder_{i}")(
-                    features * masks[i, :, None, None]
-                )
-                for i in range(self.count)
-            ]
+            [self.new_classifier(name=f"decoder_{i}")(features * masks[i, :, None, None]) for i in range(self.count)]
         )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from stpl_jax.ops.correlation import correlation
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 from stpl_jax.ops.warp import warp
 
 # The deepest features have a 64th of the frame's sides.

@@ -1,4 +1,7 @@
-"""The four fusions of Table 4: features of several frames, aligned, into one feature map."""
+"""The four fusions of Table 4: features of several frames, aligned, into one feature map.
+
+All take frames as the train step has them, `[T, B, h, w, C]`, newest first.
+"""
 
 from typing import Any
 
@@ -7,7 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from stpl_jax.ops.convolution import convolve
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
+
+
+def _earliest_first(features):
+    """The order of the paper's equations, and of the parameters: `[T, B, h, w, C]` to `[B, T, h, w, C]`, turned."""
+    return jnp.moveaxis(features[::-1], 0, 1)
 
 
 def _frames_to_channels(features):
@@ -28,19 +36,19 @@ def _largest(features, axes):
 
 
 class Add(nn.Module):
-    """Element-wise addition: `[B, T, h, w, C]` to `[B, h, w, C]`."""
+    """Element-wise addition: `[T, B, h, w, C]` to `[B, h, w, C]`."""
 
     @nn.compact
     def __call__(self, features):
-        return features.sum(1)
+        return _earliest_first(features).sum(1)
 
 
 class Concat(nn.Module):
-    """Concatenation, earliest frame first: `[B, T, h, w, C]` to `[B, h, w, T·C]`."""
+    """Concatenation, earliest frame first: `[T, B, h, w, C]` to `[B, h, w, T·C]`."""
 
     @nn.compact
     def __call__(self, features):
-        return _frames_to_channels(features)
+        return _frames_to_channels(_earliest_first(features))
 
 
 def average_frames(key, shape, dtype):
@@ -50,7 +58,7 @@ def average_frames(key, shape, dtype):
 
 
 class Conv1x1(nn.Module):
-    """A 1×1 convolution of the concatenated frames: `[B, T, h, w, C]` to `[B, h, w, C]`.
+    """A 1×1 convolution of the concatenated frames, earliest first: `[T, B, h, w, C]` to `[B, h, w, C]`.
 
     Attributes:
       initial: `random` (the paper does not say; LeCun normal) or `average` (starts as the mean over frames).
@@ -72,7 +80,7 @@ class Conv1x1(nn.Module):
             param_dtype=self.param_dtype,
             conv_general_dilated=convolve,
             name="conv",
-        )(_frames_to_channels(features))
+        )(_frames_to_channels(_earliest_first(features)))
 
 
 class Stam(nn.Module):
@@ -82,15 +90,16 @@ class Stam(nn.Module):
         A_spa = sigmoid(conv7×7([avg, max])), pooled over T and C of A_tem ⊗ z'
         z     = A_spa ⊗ (A_tem ⊗ z') ⊕ z', frames concatenated
 
-    `[B, T, h, w, C]`, earliest frame first, to `[B, h, w, T·C]`. Maps have the features' type; what is pooled, and the
-    attention that follows from it, are float32 or better.
+    `[T, B, h, w, C]`, newest frame first, to `[B, h, w, T·C]`, earliest first. Maps have the features' type; what is
+    pooled, and the attention that follows from it, are float32 or better.
     """
 
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features):
-        dtype, pooled_dtype, frames = features.dtype, compute_dtype(features.dtype), features.shape[1]
+        dtype, pooled_dtype, frames = features.dtype, compute_dtype(features.dtype), features.shape[0]
+        features = _earliest_first(features)
 
         def pool(maps, axes):
             return maps.mean(axes, dtype=pooled_dtype), _largest(maps, axes).astype(pooled_dtype)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from stpl_jax.ops.convolution import convolve
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 
 def _plus_minus(key, shape, dtype):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 # The height, in pixels, at which blur radii are given: the training size of the public code.
 REFERENCE_HEIGHT = 512

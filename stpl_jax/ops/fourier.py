@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 _PLANE = (-3, -2)
 

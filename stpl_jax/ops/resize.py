@@ -11,13 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from stpl_jax.ops.dtypes import compute_dtype
+
 FLOW_SCALES = ("align_corners", "public")
-
-
-def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The type in which sums over values of `dtype` run: float32, or float64 for float64."""
-    # Not jnp.promote_types: it refuses (bfloat16, float32) under strict promotion.
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -107,7 +103,7 @@ def resize_flow(flow: jax.Array, size: tuple[int, int], scale: str = "align_corn
     return scaled.astype(flow.dtype)  # [..., h, w, 2]
 
 
-def argmax_resized(scores: jax.Array, size: tuple[int, int], rows: int = 16) -> jax.Array:
+def argmax_resized(scores: jax.Array, size: tuple[int, int], rows: int = 16, groups=None) -> jax.Array:
     """The most likely class of each pixel of the resized scores, without ever holding the resized scores.
 
     argmax_k resize(scores)[y, x, k], by blocks of `rows` output rows. Beside the scores stretched along x (h·W·K), only
@@ -117,6 +113,8 @@ def argmax_resized(scores: jax.Array, size: tuple[int, int], rows: int = 16) -> 
       scores: [h, w, K] scores or logits of one frame, K at most 255 (255 itself is the ignored id).
       size: (H, W) of the class map.
       rows: output rows per block; H need not be a multiple of it.
+      groups: [K] class of another list that each class counts as, -1 for none of them: the most likely group is
+        returned, by the sum of its classes' softmax probabilities. None: the classes as they are.
 
     Returns:
       uint8 [H, W]; equal scores give the lower class.
@@ -142,6 +140,9 @@ def argmax_resized(scores: jax.Array, size: tuple[int, int], rows: int = 16) -> 
 
     def classes_of_block(weights: jax.Array) -> jax.Array:
         block = jnp.einsum("rh,hkW->rkW", weights, stretched, precision=lax.Precision.HIGHEST)  # [rows, K, W]
+        if groups is not None:
+            members = jax.nn.one_hot(jnp.asarray(groups), max(groups) + 1, dtype=block.dtype)  # [K, groups]
+            block = jnp.einsum("rkW,kg->rgW", jax.nn.softmax(block, 1), members, precision=lax.Precision.HIGHEST)
         return lax.argmax(block, 1, jnp.uint8)  # [rows, W]
 
     return lax.map(classes_of_block, row_weights).reshape(blocks * rows, width)[:height]

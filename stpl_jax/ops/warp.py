@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 
 def warp(x: jax.Array, flow: jax.Array) -> jax.Array:

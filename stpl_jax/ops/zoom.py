@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from stpl_jax.ops.resize import compute_dtype
+from stpl_jax.ops.dtypes import compute_dtype
 
 # Positions this close to the border, in pixels, count as on it: rounding must not cost a row.
 TOLERANCE = 1e-3

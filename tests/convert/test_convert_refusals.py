@@ -222,11 +222,11 @@ def test_without_pytorch_the_message_says_what_to_install(saved, state, refused,
 def test_flow_and_segmentation_checkpoints_are_not_mixed_up(tmp_path, tiny_segmenter, tiny_variables):
     flow = {"params": {"flownetc": {"conv1": {"kernel": np.ones((1, 1, 1, 1), np.float32)}}}}
     checkpoint.save_model(tmp_path / "flow", flow, CheckpointMeta(network="flownet2"))
-    with pytest.raises(CheckpointError, match="holds the network flownet2, and accel is expected"):
+    with pytest.raises(CheckpointError, match="holds the optical flow network flownet2, and a segmentation"):
         checkpoint.load_model(tmp_path / "flow", template=tiny_variables)
     assert checkpoint.load_model(tmp_path / "flow", network="flownet2").meta == CheckpointMeta(network="flownet2")
     checkpoint.save_model(tmp_path / "model", tiny_variables, CheckpointMeta())
-    with pytest.raises(CheckpointError, match="holds the network accel, and flownet2 is expected"):
+    with pytest.raises(CheckpointError, match="holds a segmentation network, and the optical flow network flownet2 is"):
         checkpoint.load_model(tmp_path / "model", network="flownet2")
 
 

@@ -20,9 +20,11 @@ from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, modes
 from stpl_jax.checkpoint import CheckpointError
 from stpl_jax.convert.__main__ import main
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.network import initial_variables
 from stpl_jax.rows import row_config
-from stpl_jax.train import build_segmenter, starting_variables
+from stpl_jax.starting_point import starting_variables
+from stpl_jax.train import build_segmenter
 
 FRAMES = (48, 80)  # what a video has
 INSIDE = (32, 64)  # what the network sees, see CONFIG

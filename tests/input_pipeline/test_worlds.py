@@ -54,7 +54,8 @@ def synthia_world(tmp_path_factory):
     return write_worlds(dataclasses.replace(SPEC, source_layout="synthia_seq"), root, progress=silent)
 
 
-# Start of the SHA-256 of what is in files of `SPEC`'s world: pixels as they decode, or flow. Results in the docs are of these bytes.
+# Start of the SHA-256 of what is in files of `SPEC`'s world: pixels as they decode, or flow. Results in the docs are of
+# these bytes.
 PINNED = {
     "cityscapes_seq/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png": "67a5df152f9c",
     "cityscapes_seq/leftImg8bit_sequence/demoVideo/stuttgart/stuttgart_000000_000002_leftImg8bit.png": "ed13975e0e30",

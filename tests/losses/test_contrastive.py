@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stpl_jax.losses.contrastive import class_balance, masked_mean, pixel_contrast
+from stpl_jax.losses.contrastive import class_balance, pixel_contrast
+from stpl_jax.losses.reduction import masked_mean
 
 TEMPERATURE = 0.07
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stpl_jax.losses.pseudo_labels import confident_pixels, share_of
+from stpl_jax.losses.pseudo_labels import confident_pixels
+from stpl_jax.ops.shares import share_of
 
 
 def confident_by_loops(scores, tenths, per_class):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stpl_jax.losses.contrastive import masked_mean
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.segmentation import cross_entropy
 
 entropies = jax.jit(cross_entropy, static_argnums=2)

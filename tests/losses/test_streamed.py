@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.loss import largest_difference, plain_contrast
-from stpl_jax.losses.contrastive import masked_mean, pixel_contrast
+from stpl_jax.losses.contrastive import pixel_contrast
+from stpl_jax.losses.reduction import masked_mean
 from stpl_jax.losses.streamed import negative_logsumexp
 
 CLASSES = 4

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models import make_segmenter
 
 SIZE = (16, 32)  # frames; features are 4×8, of which 22 pixels are confident
 CLASSES = 5

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from patch_network import PatchNetwork
+from patch_network import patch_network
 
 from stpl_jax.methods import make_method
 from stpl_jax.train_state import TrainState
@@ -12,7 +12,7 @@ from stpl_jax.train_state import TrainState
 def run(config, variables, batch, devices, scope, sync):
     """Loss, gradients and running averages of one step without an update, averaged over devices."""
     config.methods.stpl.contrast.scope = scope
-    segmenter = PatchNetwork(sync_axis="devices" if sync else None)
+    segmenter = patch_network(sync_axis="devices" if sync else None)
     config.batch_norm.mode = "sync" if sync else "batch"
     method = make_method(config, segmenter)
     network = method.init(jax.random.key(2), variables)[0]["network"]
@@ -39,7 +39,7 @@ def test_global_scope_is_one_device_with_all_clips(
     settings.objective = "temporal"
     settings.topk.per_class = per_class
     settings.contrast.class_power = class_power
-    variables, batch = drawn_variables(PatchNetwork()), small_clips(2, seed=2)
+    variables, batch = drawn_variables(patch_network()), small_clips(2, seed=2)
     settings.contrast.block = 32  # of about 90 pixels a clip: the gradient of gathered keys comes out of several blocks
     two = run(small_config, variables, batch, 2, "global", sync=True)
     settings.contrast.block = 1024

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from loss_checks import close, losses_and_gradients
-from patch_network import PatchNetwork
+from patch_network import patch_network
 from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
 
@@ -71,7 +71,7 @@ def expected(variables, batch, settings):
 
 
 def test_loss_gradient_and_running_averages(x64, fda_config, drawn_variables, to_float64, batch):
-    network = PatchNetwork()
+    network = patch_network()
     variables = drawn_variables(network)
     method = make_method(fda_config, network)
     params, stats = to_float64(({"network": {"segmenter": variables["params"]}}, variables["batch_stats"]))
@@ -85,7 +85,7 @@ def test_loss_gradient_and_running_averages(x64, fda_config, drawn_variables, to
 
 
 def test_two_steps_on_two_devices(fda_config, drawn_variables, clips):
-    network = PatchNetwork(dtype=jnp.float32, param_dtype=jnp.float32)
+    network = patch_network(dtype=jnp.float32, param_dtype=jnp.float32)
     batch = {"source": clips(2, seed=1, label=True, size=SOURCE), "target": clips(2, seed=2, size=TARGET)}
     (before, _, after), (_, metrics) = states_of_steps(
         make_method(fda_config, network), fda_config.optim, drawn_variables(network), [batch, batch]

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from patch_network import PatchNetwork
+from patch_network import patch_network
 
-from stpl_jax.methods import forward, make_method
+from stpl_jax import forward
+from stpl_jax.methods import make_method
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
@@ -107,8 +108,8 @@ def reference(segmenter, params, stats, data):
 
     def backbone(frame, stats):
         values = {"params": params["segmenter"], "batch_stats": stats}
-        features, updated = segmenter.apply(values, frame[None], True, 1, method="features", mutable=["batch_stats"])
-        return jax.tree.map(lambda f: f[0], features), updated["batch_stats"]
+        features, updated = segmenter.features(values, frame[None], True, 1)
+        return jax.tree.map(lambda f: f[0], features), updated
 
     keys = [jax.random.fold_in(KEY, i) for i in data["index"].tolist()]
     two, three = (
@@ -216,7 +217,7 @@ def results(clips, drawn_variables, tiny_settings):
     tiny = tiny_settings
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "photometric", dimmed)
-        segmenter = PatchNetwork()
+        segmenter = patch_network()
         variables = drawn_variables(segmenter)
         params = jax.tree.map(jnp.asarray, {"segmenter": variables["params"]} | draw_heads())
         data = clips(2, seed=4, frames=3, pairs=((0, 1), (0, 2)), label=True, size=(16, 32))

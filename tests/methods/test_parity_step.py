@@ -21,9 +21,9 @@ from torch_reference.torch_misreadings import MISREADINGS
 
 from configs import base
 from stpl_jax import parallel
+from stpl_jax.forward import frames_first, fused_main_scores
 from stpl_jax.methods import make_method
-from stpl_jax.methods.forward import frames_first, fused_main_scores
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.models.accel import accel_module, as_network
 from stpl_jax.optim import parameter_path
 from stpl_jax.train_state import create_state, make_train_step
 
@@ -155,7 +155,7 @@ def with_pseudo_labels(method):
 
     def spy(self, segmenter, features, flow):
         picked = pseudo_labels(segmenter, features, flow)
-        scores = fused_main_scores(self.segmenter, segmenter, features[0], features[1], flow)
+        scores = fused_main_scores(self.segmenter, segmenter, features[:2], flow, self.config.flow.scale)
         confidence = jax.nn.softmax(scores, -1).max(-1)
         seen.update(confidence=confidence.reshape(len(confidence), -1), chosen=picked[0].astype(jnp.float64))
         return picked
@@ -175,16 +175,16 @@ def trained_by_us(name):
     case = CASES[name]
     config = make_config(case)
     with jax.enable_x64(True):
-        segmenter = make_segmenter(config.model, CLASSES).clone(dtype=jnp.float64, param_dtype=jnp.float64)
+        module = accel_module(config.model, CLASSES).clone(dtype=jnp.float64, param_dtype=jnp.float64)
+        segmenter = as_network(module)
         method = make_method(config, segmenter)
         method.augment = lambda data, key: frames_first(data["augmented"])
         if case.devices == 1:
             method = with_pseudo_labels(method)
         optimisers = method.optimisers(config.optim)
-        images = jnp.zeros((2, 1, 32, 32, 3), jnp.float64)
 
         def first():
-            return create_state(method, optimisers, dict(segmenter.init(jax.random.key(0), images)), jax.random.key(0))
+            return create_state(method, optimisers, dict(segmenter.initial(jax.random.key(0))), jax.random.key(0))
 
         step = parallel.pmap(make_train_step(method, optimisers, seed=0), donate_state=True)
         devices = np.array(jax.devices()[: case.devices])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from loss_checks import close, losses_and_gradients
-from patch_network import PatchNetwork
+from patch_network import patch_network
 from torch.nn import functional as F
 from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
@@ -87,7 +87,7 @@ def expected(variables, batch, weight):
 def test_loss_gradient_and_running_averages(x64, pixmatch_config, drawn_variables, to_float64, batch, monkeypatch):
     monkeypatch.setattr(pixmatch, "photometric", dimmed)
     pixmatch_config.batch_norm.average_over = "clean"
-    network = PatchNetwork()
+    network = patch_network()
     variables = drawn_variables(network)
     method = make_method(pixmatch_config, network)
     params, stats = to_float64(({"network": {"segmenter": variables["params"]}}, variables["batch_stats"]))
@@ -99,7 +99,7 @@ def test_loss_gradient_and_running_averages(x64, pixmatch_config, drawn_variable
 
 
 def test_two_steps_on_two_devices(pixmatch_config, drawn_variables, batch):
-    network = PatchNetwork(dtype=jnp.float32, param_dtype=jnp.float32)
+    network = patch_network(dtype=jnp.float32, param_dtype=jnp.float32)
     (before, _, after), (_, metrics) = states_of_steps(
         make_method(pixmatch_config, network), pixmatch_config.optim, drawn_variables(network), [batch, batch]
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from loss_checks import close, losses_and_gradients
-from patch_network import PatchNetwork
+from patch_network import patch_network
 from torch.nn import functional as F
 from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
@@ -132,7 +132,7 @@ def expected(values, stats, batch):
 
 
 def test_losses_gradients_and_running_averages(x64, rda_config, drawn_variables, to_float64, batch):
-    network = PatchNetwork()
+    network = patch_network()
     method = make_method(rda_config, network)
     rda_config.batch_norm.average_over = "clean"
     params, _ = jax.jit(method.init)(jax.random.key(2), to_float64(drawn_variables(network)))
@@ -149,7 +149,7 @@ def test_losses_gradients_and_running_averages(x64, rda_config, drawn_variables,
 
 
 def test_two_steps_on_two_devices_move_all_three(rda_config, drawn_variables, batch):
-    network = PatchNetwork(dtype=jnp.float32, param_dtype=jnp.float32)
+    network = patch_network(dtype=jnp.float32, param_dtype=jnp.float32)
     (before, _, after), (_, metrics) = states_of_steps(
         make_method(rda_config, network), rda_config.optim, drawn_variables(network), [batch, batch]
     )

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from patch_network import PatchNetwork
+from patch_network import patch_network
 from two_devices import changed, is_batch_norm, names, states_of_steps
 
+from stpl_jax import forward
+from stpl_jax.forward import augmented_clips, flow_on_grid
 from stpl_jax.losses.pseudo_labels import confident_pixels
-from stpl_jax.methods import forward, make_method
-from stpl_jax.methods.forward import augmented_clips, flow_on_grid
+from stpl_jax.methods import make_method
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.warp import warp
 from stpl_jax.train_state import TrainState
@@ -21,8 +22,8 @@ KEY = jax.random.key(3)
 def network(x64, tiny_config, small_clips, to_float64):
     """Configuration, network, parameters, a state whose teacher differs from them, and clips; float64."""
     tiny_config.method = "stpl_plus"
-    segmenter = PatchNetwork()
-    variables = to_float64(dict(segmenter.init(jax.random.key(1), jnp.zeros((2, 1, 16, 32, 3)))))
+    segmenter = patch_network()
+    variables = to_float64(dict(segmenter.initial(jax.random.key(1))))
     random = np.random.default_rng(0)
     stats = jax.tree.map(lambda x: x + random.uniform(0.1, 0.5, x.shape), variables["batch_stats"])
     params, extra = make_method(tiny_config, segmenter).init(jax.random.key(2), variables)
@@ -113,7 +114,7 @@ def test_loss_and_gradient(network, monkeypatch, power, weight):
 def test_other_statistics_are_refused(tiny_config, mode):
     tiny_config.method, tiny_config.batch_norm.mode = "stpl_plus", mode
     with pytest.raises(ValueError, match=rf"batch_norm.mode is batch .* found '{mode}'"):
-        make_method(tiny_config, PatchNetwork())
+        make_method(tiny_config, patch_network())
 
 
 def test_the_teacher_is_the_networks_moving_average(small_config, small_segmenter, small_variables, small_clips):

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from patch_network import PatchNetwork
+from patch_network import patch_network
 
 from stpl_jax import parallel
+from stpl_jax.forward import augmented_clips, extract
 from stpl_jax.methods import METHODS, make_method
-from stpl_jax.methods.forward import augmented_clips, extract
-from stpl_jax.models.accel import make_segmenter, normalise_images
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.accel import normalise_images
 from stpl_jax.ops.augment import AugmentSettings, photometric
 from stpl_jax.optim import parameter_path
 from stpl_jax.train_state import create_state, make_train_step
@@ -141,7 +142,7 @@ def test_fusions_heads_and_half_precision_trace(small_config, drawn_variables, s
 
 
 def test_running_averages_of_clean_frames_alone(small_config, drawn_variables, clips):
-    network = PatchNetwork(dtype=jnp.float32, param_dtype=jnp.float32)
+    network = patch_network(dtype=jnp.float32, param_dtype=jnp.float32)
     variables = drawn_variables(network)
     groups = np.moveaxis(clips(2, frames=4, size=(16, 32))["frames"], 1, 0)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from patch_network import PatchNetwork
+from patch_network import patch_network
 from torch.nn import functional as F
 from torch_reference import torch_patch
 from two_devices import changed, first_updates, is_batch_norm, names, states_of_steps
@@ -76,7 +76,7 @@ def reference(params, data, dilations, sign=-1):
 def results(clips, drawn_variables, tiny_settings):
     """The method's loss, gradients and the rest, and the reference's."""
     with jax.enable_x64(True):
-        segmenter, config = PatchNetwork(), tiny_settings.copy_and_resolve_references()
+        segmenter, config = patch_network(), tiny_settings.copy_and_resolve_references()
         config.method = "ur"
         config.methods.ur.update({"decoders": DECODERS, "proportion": SHARE})
         method, variables = make_method(config, segmenter), drawn_variables(segmenter)

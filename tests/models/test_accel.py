@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from stpl_jax.models.accel import DilatedClassifier, Features, initial_variables, make_segmenter, normalise_images
+from stpl_jax.models import make_segmenter
+from stpl_jax.models.accel import DilatedClassifier, accel_module, as_network, normalise_images
+from stpl_jax.models.network import PerClassifier, initial_variables
 
 CLASSES = 5  # of tiny_segmenter
 
@@ -33,10 +35,11 @@ def test_full_size_counts(full_size):
 def test_full_size_shapes(full_size):
     segmenter, variables = full_size
     frames = jax.ShapeDtypeStruct((2, 1, 512, 1024, 3), jnp.uint8)
-    features = jax.eval_shape(lambda v, x: segmenter.apply(v, x, method="features"), variables, frames)
+    features, _ = jax.eval_shape(segmenter.features, variables, frames)
     assert features.auxiliary.shape == (2, 1, 65, 129, 1024)
-    assert features.main.shape == (2, 1, 65, 129, 2048) == (2, 1, 65, 129, segmenter.channels)
-    scores = jax.eval_shape(lambda v, f: segmenter.apply(v, f, method="classify"), variables, features)
+    assert features.main.shape == (2, 1, 65, 129, 2048)
+    assert segmenter.channels(variables) == PerClassifier(2048, 1024)
+    scores = jax.eval_shape(segmenter.classify, variables["params"], features)
     assert scores.auxiliary.shape == scores.main.shape == (2, 1, 65, 129, 15)
 
 
@@ -102,7 +105,7 @@ def test_score_fusion_starts_as_the_current_frame(tiny_segmenter):
     @jax.jit
     def fused():
         variables = initial_variables(tiny_segmenter, jax.random.key(0))
-        return tiny_segmenter.apply(variables, current, warped, method="fuse")
+        return tiny_segmenter.fusion(variables["params"], current, warped)
 
     np.testing.assert_array_equal(fused(), current)
 
@@ -112,34 +115,35 @@ def test_score_fusion_order(tiny_segmenter, tiny_variables):
     current, warped = (random.normal(size=(2, 3, 4, CLASSES)).astype(np.float32) for _ in range(2))
     weights = random.normal(size=(2 * CLASSES, CLASSES)).astype(np.float32)
     params = tiny_variables["params"] | {"sf_layer": {"kernel": jnp.asarray(weights[None, None])}}
-    out = tiny_segmenter.apply({"params": params}, jnp.asarray(current), jnp.asarray(warped), method="fuse")
+    out = tiny_segmenter.fusion(params, jnp.asarray(current), jnp.asarray(warped))
     expected = current @ weights[:CLASSES] + warped @ weights[CLASSES:]
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_groups_together_are_groups_one_after_another(x64, tiny_segmenter, tiny_variables, clips, to_float64):
-    segmenter = tiny_segmenter.clone(dtype=jnp.float64, param_dtype=jnp.float64)
+def test_groups_together_are_groups_one_after_another(x64, tiny_settings, tiny_variables, clips, to_float64):
+    module = accel_module(tiny_settings.model, CLASSES).clone(dtype=jnp.float64, param_dtype=jnp.float64)
+    segmenter = as_network(module)
     variables = to_float64(tiny_variables)
     frames = np.moveaxis(clips(2, frames=3, size=(16, 32))["frames"], 1, 0)  # [3, 2, 16, 32, 3]
 
     @partial(jax.jit, static_argnums=2)
     def features(variables, frames, averaged):
-        return segmenter.apply(variables, frames, True, averaged, method="features", mutable=["batch_stats"])
+        return segmenter.features(variables, frames, True, averaged)
 
     together, updated = features(variables, frames, 3)
     stats = variables["batch_stats"]
     for g in range(3):
         alone, after = features({"params": variables["params"], "batch_stats": stats}, frames[g : g + 1], 1)
-        stats = after["batch_stats"]
+        stats = after
         jax.tree.map(lambda a, b, g=g: np.testing.assert_allclose(a[g], b[0], rtol=1e-9, atol=1e-9), together, alone)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), updated["batch_stats"], stats)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), updated, stats)
 
 
 def test_running_averages_are_used_and_left_alone(tiny_segmenter, tiny_variables, clips):
     frames = np.moveaxis(clips(1)["frames"], 1, 0)
-    run = jax.jit(lambda v, x: tiny_segmenter.apply(v, x, method="features", mutable=["batch_stats"]))
+    run = jax.jit(tiny_segmenter.features)
     features, updated = run(tiny_variables, frames)
-    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], tiny_variables["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, updated, tiny_variables["batch_stats"])
     alone, _ = run(tiny_variables, frames[1:])
     np.testing.assert_allclose(features.main[1], alone.main[0], rtol=1e-5, atol=1e-5)
     moved = jax.tree.map(lambda x: x + np.float32(0.5), tiny_variables["batch_stats"])
@@ -150,22 +154,23 @@ def test_running_averages_are_used_and_left_alone(tiny_segmenter, tiny_variables
 def test_classifiers_take_their_own_features(tiny_segmenter, tiny_variables):
     random = np.random.default_rng(0)
     maps = [jnp.asarray(random.normal(size=(2, 1, 4, 6, 16)), jnp.float32) for _ in range(2)]
-    scores = tiny_segmenter.apply(tiny_variables, Features(*maps), method="classify")
+    params = tiny_variables["params"]
+    scores = tiny_segmenter.classify(params, PerClassifier(main=maps[1], auxiliary=maps[0]))
     for name, x, found in (("layer5", maps[0], scores.auxiliary), ("layer6", maps[1], scores.main)):
         layer = DilatedClassifier(CLASSES, (1, 2), jnp.float32)
         for g in range(2):
             np.testing.assert_allclose(
                 found[g], layer.apply({"params": tiny_variables["params"][name]}, x[g]), rtol=1e-5, atol=1e-5
             )
-    main = tiny_segmenter.apply(tiny_variables, maps[1][0], method="classify_main")
-    np.testing.assert_allclose(main, scores.main[0], rtol=1e-5, atol=1e-5)
+    alone = tiny_segmenter.classify(params, PerClassifier(maps[1][0]))
+    np.testing.assert_allclose(alone.main, scores.main[0], rtol=1e-5, atol=1e-5)
+    assert alone.auxiliary is None
 
 
 def test_stored_settings_build_the_same_network(tiny_config, tiny_segmenter):
     # A checkpoint stores its settings as JSON, where tuples are lists.
     stored = json.loads(tiny_config.model.to_json())
-    assert make_segmenter(stored, CLASSES) == tiny_segmenter
-    assert hash(make_segmenter(stored, CLASSES)) == hash(tiny_segmenter)
+    assert make_segmenter(stored, CLASSES) is tiny_segmenter
 
 
 def test_half_precision_keeps_parameters_and_scores_in_float32(tiny_config, clips):
@@ -175,8 +180,8 @@ def test_half_precision_keeps_parameters_and_scores_in_float32(tiny_config, clip
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
     def run(variables, frames):
-        features, _ = segmenter.apply(variables, frames, True, 2, method="features", mutable=["batch_stats"])
-        return features, segmenter.apply(variables, features, method="classify")
+        features, _ = segmenter.features(variables, frames, True, 2)
+        return features, segmenter.classify(variables["params"], features)
 
     features, scores = jax.eval_shape(run, variables, np.moveaxis(clips(1)["frames"], 1, 0))
     assert features.main.dtype == features.auxiliary.dtype == jnp.bfloat16

@@ -1,5 +1,7 @@
 """Auxiliary decoders against PyTorch's convolutions, and the draws that drop their channels."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from stpl_jax.models.accel import DilatedClassifier
 from stpl_jax.models.decoders import AuxiliaryDecoders, draw_channel_masks
 
 DILATIONS = (1, 2)
@@ -15,7 +18,7 @@ DILATIONS = (1, 2)
 def test_against_pytorch(x64):
     random = np.random.default_rng(0)
     features, masks = random.normal(size=(2, 5, 6, 8)), 2.0 * random.integers(0, 2, (3, 2, 8))
-    decoders = AuxiliaryDecoders(3, 4, DILATIONS, jnp.float64)
+    decoders = AuxiliaryDecoders(3, partial(DilatedClassifier, 4, DILATIONS, jnp.float64))
     shapes = jax.eval_shape(decoders.init, jax.random.key(0), features, masks)["params"]
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), shapes)
     found = decoders.apply({"params": params}, jnp.asarray(features), jnp.asarray(masks))
@@ -36,7 +39,7 @@ def test_against_pytorch(x64):
 
 
 def test_decoders_start_apart():
-    decoders = AuxiliaryDecoders(2, 4, DILATIONS)
+    decoders = AuxiliaryDecoders(2, partial(DilatedClassifier, 4, DILATIONS, jnp.float32))
     params = decoders.init(jax.random.key(1), jnp.zeros((1, 5, 6, 8)), jnp.ones((2, 1, 8)))["params"]
     first, second = (params[f"decoder_{i}"]["conv2d_list_0"]["kernel"] for i in range(2))
     assert np.abs(first - second).max() > 0

@@ -10,6 +10,11 @@ import pytest
 from stpl_jax.models.fusion import make_fusion
 
 
+def turned(features):
+    """`[B, T, h, w, C]`, earliest frame first, to what fusions take: `[T, B, ...]`, newest first."""
+    return jnp.asarray(features).swapaxes(0, 1)[::-1]
+
+
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
@@ -52,15 +57,15 @@ def test_stam_against_loops(x64, frames, channels, height, width):
         "spatial": {"kernel": weights["conv"][..., None], "bias": np.array([weights["conv_bias"]])},
     }
     fusion = make_fusion("stam", param_dtype=jnp.float64)
-    fresh = jax.eval_shape(fusion.init, jax.random.key(0), jnp.asarray(features))["params"]
+    fresh = jax.eval_shape(fusion.init, jax.random.key(0), turned(features))["params"]
     assert jax.tree.map(lambda x: x.shape, fresh) == jax.tree.map(lambda x: x.shape, params)
-    out = jax.jit(fusion.apply)({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(features))
+    out = jax.jit(fusion.apply)({"params": jax.tree.map(jnp.asarray, params)}, turned(features))
     np.testing.assert_allclose(out, [stam_by_loops(clip, weights) for clip in features], rtol=1e-12)
 
 
 def test_stam_of_zeros_by_hand():
     # Zero weights: both attentions are sigmoid(0) = 0.5 and the output is z + 0.5·0.5·z.
-    features = jnp.asarray([4.0, 8.0, 12.0, 16.0, -4.0, 0.0, 4.0, 8.0]).reshape(1, 2, 2, 2, 1)
+    features = turned(jnp.asarray([4.0, 8.0, 12.0, 16.0, -4.0, 0.0, 4.0, 8.0]).reshape(1, 2, 2, 2, 1))
     fusion = make_fusion("stam")
     params = jax.tree.map(jnp.zeros_like, fusion.init(jax.random.key(0), features))
     out = fusion.apply(params, features)
@@ -75,24 +80,24 @@ def frames_of(count=3):
 def test_add():
     features = frames_of()
     fusion = make_fusion("add")
-    assert "params" not in fusion.init(jax.random.key(0), jnp.asarray(features))
+    assert "params" not in fusion.init(jax.random.key(0), turned(features))
     expected = features[:, 0] + features[:, 1] + features[:, 2]
-    np.testing.assert_allclose(fusion.apply({}, jnp.asarray(features)), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(fusion.apply({}, turned(features)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_concat_puts_the_earliest_frame_first():
     features = frames_of()
-    out = make_fusion("concat").apply({}, jnp.asarray(features))
+    out = make_fusion("concat").apply({}, turned(features))
     np.testing.assert_array_equal(out, np.concatenate([features[:, 0], features[:, 1], features[:, 2]], -1))
 
 
 def test_conv1x1_is_a_matrix_product():
     features = frames_of(2)
     fusion = make_fusion("conv1x1")
-    params = fusion.init(jax.random.key(0), jnp.asarray(features))["params"]["conv"]
+    params = fusion.init(jax.random.key(0), turned(features))["params"]["conv"]
     assert params["kernel"].shape == (1, 1, 6, 3) and params["bias"].shape == (3,)
     params = params | {"bias": jnp.asarray([1.0, -2.0, 3.0])}
-    out = fusion.apply({"params": {"conv": params}}, jnp.asarray(features))
+    out = fusion.apply({"params": {"conv": params}}, turned(features))
     stacked = np.concatenate([features[:, 0], features[:, 1]], -1)
     expected = stacked @ np.asarray(params["kernel"])[0, 0] + [1, -2, 3]
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
@@ -101,7 +106,7 @@ def test_conv1x1_is_a_matrix_product():
 def test_conv1x1_may_start_as_the_mean_over_frames():
     features = frames_of(3)
     fusion = make_fusion("conv1x1", "average")
-    out, _ = fusion.init_with_output(jax.random.key(0), jnp.asarray(features))
+    out, _ = fusion.init_with_output(jax.random.key(0), turned(features))
     np.testing.assert_allclose(out, features.mean(1), rtol=1e-5, atol=1e-6)
 
 
@@ -109,12 +114,12 @@ def test_unknown_names():
     with pytest.raises(ValueError, match="fusion is one of.*concat.*found 'attention'"):
         make_fusion("attention")
     with pytest.raises(ValueError, match="fusion_init is one of.*found 'zeros'"):
-        make_fusion("conv1x1", "zeros").init(jax.random.key(0), jnp.asarray(frames_of()))
+        make_fusion("conv1x1", "zeros").init(jax.random.key(0), turned(frames_of()))
 
 
 @pytest.mark.parametrize("name", ["add", "concat", "conv1x1", "stam"])
 def test_half_precision_stays_half_and_near(name):
-    fusion, features = make_fusion(name), jnp.asarray(frames_of())
+    fusion, features = make_fusion(name), turned(frames_of())
     params = fusion.init(jax.random.key(3), features)
     out = fusion.apply(params, features.astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
@@ -125,9 +130,9 @@ def test_stam_gradient_by_finite_differences(x64):
     random = np.random.default_rng(2)
     features, weights = random.normal(size=(1, 2, 3, 4, 2)), random.normal(size=(1, 3, 4, 4))
     fusion = make_fusion("stam", param_dtype=jnp.float64)
-    shapes = jax.eval_shape(fusion.init, jax.random.key(0), jnp.asarray(features))
+    shapes = jax.eval_shape(fusion.init, jax.random.key(0), turned(features))
     params = jax.tree.map(lambda s: jnp.asarray(random.normal(size=s.shape)), shapes)
-    loss = jax.jit(lambda x: jnp.sum(fusion.apply(params, x) * weights))
+    loss = jax.jit(lambda x: jnp.sum(fusion.apply(params, turned(x)) * weights))
     gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(features)))
     for where in np.ndindex(features.shape):
         step = np.zeros(features.shape)

@@ -13,8 +13,8 @@ from torch_reference.torch_names import read
 from configs import viper
 from stpl_jax.convert.segmentation import convert_accel
 from stpl_jax.convert.torch_files import read_state_dict
-from stpl_jax.methods.forward import extract, flow_on_grid, frames_first, fused_scores
-from stpl_jax.models.accel import make_segmenter
+from stpl_jax.forward import extract, flow_on_grid, frames_first
+from stpl_jax.models.accel import accel_module, as_network
 
 SIZE = (64, 128)  # features are 9×17
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
@@ -70,14 +70,15 @@ def of_ours(variables, clip, dtype, mode):
     config.batch_norm.mode = mode
     frames, flow = clip
     with jax.enable_x64(dtype == "float64"):
-        model = make_segmenter(config.model, 15).clone(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+        module = accel_module(config.model, 15).clone(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+        model = as_network(module)
 
         @jax.jit
         def run(params, batch_stats, frames, flow):
             features, batch_stats = extract(model, params, batch_stats, frames_first(frames), config.batch_norm)
             pair = [jax.tree.map(lambda f, t=t: f[t], features) for t in range(2)]
             grid = flow_on_grid(flow, features.main.shape[2:4], config.flow.scale)
-            return fused_scores(model, params, pair, grid), batch_stats
+            return model.fuse(params, *(model.classify(params, frame) for frame in pair), grid), batch_stats
 
         params, batch_stats = (
             jax.tree.map(lambda x: jnp.asarray(x, dtype), variables[name]) for name in ("params", "batch_stats")

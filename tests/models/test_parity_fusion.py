@@ -34,7 +34,7 @@ def test_stam_by_hand():
     kernel[3, 4, 0, 0] = 0.8
     spatial = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray([-1.0])}
     params = {"temporal": temporal, "spatial": spatial}
-    out = jax.jit(make_fusion("stam", param_dtype=jnp.float64).apply)({"params": params}, features)
+    out = jax.jit(make_fusion("stam", param_dtype=jnp.float64).apply)({"params": params}, turned(features))
     # A_spa ⊗ A_tem ⊗ z' + z':
     #   earlier: 0.5·0.75 + 1, 0.7310585786·1.5 + 2, 0.8807970780·2.25 + 3, 0.5·4.5 + 6
     #   current: 0.5·0 + 0, 0.7310585786·1 + 4, 0.8807970780·0.5 + 2, 0.5·0.5 + 2
@@ -42,6 +42,11 @@ def test_stam_by_hand():
     current = [[0, 4.7310585786], [2.4403985390, 2.25]]
     np.testing.assert_allclose(out[0, ..., 0], earlier, rtol=1e-10)
     np.testing.assert_allclose(out[0, ..., 1], current, rtol=1e-10)
+
+
+def turned(features):
+    """`[B, T, h, w, C]`, earliest frame first, to what fusions take: `[T, B, ...]`, newest first."""
+    return features.swapaxes(0, 1)[::-1]
 
 
 def random_params(module, *inputs):
@@ -82,8 +87,8 @@ def test_fusions(name):
         name,
         make_fusion(name, param_dtype=jnp.float64),
         reference := torch_stpl.FUSIONS[name](3),
-        features,
-        lambda leaf: reference(leaf.permute(0, 1, 4, 2, 3)).permute(0, 2, 3, 1),
+        np.ascontiguousarray(turned(features)),
+        lambda leaf: reference(leaf.flip(0).permute(1, 0, 4, 2, 3)).permute(0, 2, 3, 1),
     )
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stpl_jax.models import resnet
-from stpl_jax.models.accel import initial_variables, make_segmenter
+from stpl_jax.models import make_segmenter, resnet
+from stpl_jax.models.network import initial_variables
 
 
 def test_gradients_and_running_averages_are_the_same_and_less_is_kept(tiny_config, monkeypatch):
@@ -20,9 +20,7 @@ def test_gradients_and_running_averages_are_the_same_and_less_is_kept(tiny_confi
         variables = initial_variables(segmenter, jax.random.key(0))
 
         def loss(params, segmenter=segmenter, stats=variables["batch_stats"]):
-            features, updated = segmenter.apply(
-                {"params": params, "batch_stats": stats}, images, True, 2, method="features", mutable=["batch_stats"]
-            )
+            features, updated = segmenter.features({"params": params, "batch_stats": stats}, images, True, 2)
             return jnp.square(features.main).mean(), updated
 
         results[remat] = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])

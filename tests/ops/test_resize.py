@@ -144,6 +144,17 @@ def test_argmax_resized_breaks_ties_to_the_lower_class():
     np.testing.assert_array_equal(np.asarray(resize.argmax_resized(scores, (9, 13))), 1)
 
 
+def test_argmax_resized_of_groups_adds_their_probabilities():
+    scores = np.random.default_rng(3).normal(0, 2, (3, 4, 5)).astype(np.float32)
+    groups = (1, 0, 1, -1, 3)  # nothing counts as 2, and the fourth class as nothing
+    found = np.asarray(jax.jit(lambda s: resize.argmax_resized(s, (7, 9), 2, groups))(scores))
+    full = np.asarray(resize.resize_align_corners(jnp.asarray(scores), (7, 9)), float)
+    for y, x in np.ndindex(7, 9):
+        p = np.exp(full[y, x]) / np.exp(full[y, x]).sum()
+        assert found[y, x] == np.argmax([p[1], p[0] + p[2], 0, p[4]])
+    assert set(np.unique(found)) == {0, 1, 3}
+
+
 def test_argmax_resized_never_holds_the_resized_scores():
     size, k = (256, 512), 15
     compiled = jax.jit(lambda s: resize.argmax_resized(s, size, 8)).lower(jnp.zeros((9, 17, k), jnp.float32)).compile()

@@ -6,10 +6,10 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.augment import photometric
 from stpl_jax.ops.mirror import mirror, mirror_flow
-from stpl_jax.ops.resize import resize_flow
-from stpl_jax.ops.warp import warp
+from stpl_jax.ops.resize import resize_align_corners, resize_flow
 
 
 def frames_first(frames):
@@ -33,24 +33,21 @@ def augmented_clips(data, key, settings):
 
 
 def extract(segmenter, params, batch_stats, groups, norm, clean=None):
-    """Runs the backbone on groups of images in one batch.
+    """Runs the backbone on groups of images in one batch, normalised as `config.batch_norm` says.
 
     Args:
-      segmenter: an `Accel`.
+      segmenter: a `Network`.
       params, batch_stats: its variables.
       groups: `[G, B, H, W, 3]` RGB, 0-255, in the order in which they enter the running averages.
       norm: `config.batch_norm`: `mode` batch, sync (statistics of each group) or running; `average_over` all or clean.
       clean: how many of the groups, from the first on, are not augmented; None for all.
 
     Returns:
-      `Features` `[G, B, h, w, C]`, and the running averages afterwards.
+      `PerClassifier` of features `[G, B, h, w, C]`, and the running averages afterwards.
     """
     variables = {"params": params, "batch_stats": batch_stats}
-    if norm.mode == "running":
-        return segmenter.apply(variables, groups, method="features"), batch_stats
     averaged = clean if norm.average_over == "clean" and clean is not None else groups.shape[0]
-    features, updated = segmenter.apply(variables, groups, True, averaged, method="features", mutable=["batch_stats"])
-    return features, updated["batch_stats"]
+    return segmenter.features(variables, groups, norm.mode != "running", averaged)
 
 
 def flow_on_grid(flow, size, scale):
@@ -67,27 +64,9 @@ def flow_on_grid(flow, size, scale):
     return resize_flow(flow.astype(jnp.result_type(float)) / 10, size, scale)
 
 
-def fused_scores(segmenter, params, features, flow):
-    """Scores the current frame and fuses it with the earlier one, without a gradient into the earlier frame.
-
-    Args:
-      segmenter: an `Accel`.
-      params: its parameters.
-      features: current and earlier frame's `Features`, each `[B, h, w, C]`.
-      flow: `[B, h, w, 2]` from the current frame into the earlier one, pixels of the feature grid.
-
-    Returns:
-      Fused `Scores`, `[B, h, w, K]`: one set of fusion weights serves the main and the auxiliary classifier.
-    """
-    current, earlier = (segmenter.apply({"params": params}, f, method="classify") for f in features)
-    return fuse_scores(segmenter, params, current, earlier, flow)
-
-
 def fuse_scores(segmenter, params, current, earlier, flow):
-    """As `fused_scores`, from the frames' own `Scores`, each `[B, h, w, K]`."""
-    variables = {"params": params}
-    warped = jax.lax.stop_gradient(jax.tree.map(lambda scores: warp(scores, flow.astype(scores.dtype)), earlier))
-    return jax.tree.map(lambda now, before: segmenter.apply(variables, now, before, method="fuse"), current, warped)
+    """As `Network.fuse`, without a gradient into the earlier frame."""
+    return segmenter.fuse(params, current, jax.lax.stop_gradient(earlier), flow)
 
 
 def frame_features(config, segmenter, params, batch_stats, frames, clean=None):
@@ -95,13 +74,13 @@ def frame_features(config, segmenter, params, batch_stats, frames, clean=None):
 
     Args:
       config: the run's configuration.
-      segmenter: an `Accel`.
+      segmenter: a `Network`.
       params, batch_stats: its variables.
       frames: `[B, T, H, W, 3]` RGB, 0-255, newest first.
       clean: 0 if the frames are augmented, see `extract`; None if not.
 
     Returns:
-      T `Features` `[B, h, w, C]`, newest first; and the running averages after the frames, in this order.
+      T `PerClassifier` of features `[B, h, w, C]`, newest first; and the running averages after them, in this order.
     """
     frames, norm = frames_first(frames), config.batch_norm
     # Two passes instead of one batch: the backward pass of the earlier frames is never run.
@@ -112,11 +91,10 @@ def frame_features(config, segmenter, params, batch_stats, frames, clean=None):
 
 
 def frame_scores(config, segmenter, params, batch_stats, frames, clean=None):
-    """As `frame_features`, scored: T `Scores` `[B, h, w, K]`, newest first, not fused; and the running averages."""
+    """As `frame_features`, scored: T `PerClassifier` of scores `[B, h, w, K]`, newest first, not fused."""
     (current, *earlier), stats = frame_features(config, segmenter, params, batch_stats, frames, clean)
-    fixed = {"params": jax.lax.stop_gradient(params)}
-    scores = [segmenter.apply({"params": params}, current, method="classify")]
-    return [*scores, *(segmenter.apply(fixed, features, method="classify") for features in earlier)], stats
+    fixed = jax.lax.stop_gradient(params)
+    return [segmenter.classify(params, current), *(segmenter.classify(fixed, features) for features in earlier)], stats
 
 
 def clip_predictions(config, segmenter, params, batch_stats, frames, flow, clean=None):
@@ -124,18 +102,20 @@ def clip_predictions(config, segmenter, params, batch_stats, frames, flow, clean
 
     Args:
       config: the run's configuration.
-      segmenter: an `Accel`.
+      segmenter: a `Network`.
       params, batch_stats: its variables.
       frames: `[B, T, H, W, 3]` RGB, 0-255, newest first; the first two count.
       flow: `[B, P, H, W, 2]` as stored, in tenths of a pixel, x_t to x_{t-1} first.
       clean: 0 if the frames are augmented, see `extract`; None if not.
 
     Returns:
-      x_t's `Features` `[B, h, w, C]`, the fused `Scores` `[B, h, w, K]`, and the running averages after x_t, x_{t-1}.
+      x_t's features `[B, h, w, C]` and the fused scores `[B, h', w', K]`, a `PerClassifier` each, and the running
+      averages after x_t, x_{t-1}.
     """
     pair, stats = frame_features(config, segmenter, params, batch_stats, frames[:, :2], clean)
-    flow = flow_on_grid(flow[:, 0], pair[0].main.shape[1:3], config.flow.scale)
-    return pair[0], fused_scores(segmenter, params, pair, flow), stats
+    current, earlier = (segmenter.classify(params, features) for features in pair)
+    flow = flow_on_grid(flow[:, 0], current.main.shape[1:3], config.flow.scale)
+    return pair[0], fuse_scores(segmenter, params, current, earlier, flow), stats
 
 
 def clip_scores(config, segmenter, params, batch_stats, frames, flow, clean=None):
@@ -144,14 +124,29 @@ def clip_scores(config, segmenter, params, batch_stats, frames, flow, clean=None
 
 
 def mirrored_scores(config, segmenter, params, batch_stats, frames, flow):
-    """Scores clips' mirror images without any gradient: the fused `Scores`, mirrored back."""
+    """Scores clips' mirror images without any gradient: the fused scores, mirrored back."""
     params, frames, flow = jax.lax.stop_gradient(params), mirror(frames), mirror_flow(flow)
     scores, _ = clip_scores(config, segmenter, params, batch_stats, frames, flow)
     return jax.tree.map(mirror, scores)
 
 
-def fused_main_scores(segmenter, params, current, earlier, flow):
-    """As `fused_scores`, main classifier alone: last-stage features `[B, h, w, C]` to `[B, h, w, K]`."""
-    variables = {"params": params}
-    now, before = (segmenter.apply(variables, f, method="classify_main") for f in (current, earlier))
-    return segmenter.apply(variables, now, warp(before, flow.astype(before.dtype)), method="fuse")
+def fused_main_scores(segmenter, params, features, flow, scale):
+    """Scores two frames by the main classifier alone and fuses them; a gradient enters both.
+
+    Args:
+      segmenter: a `Network`.
+      params: its parameters.
+      features: current and earlier frame's main features, each `[B, h, w, C]`.
+      flow: `[B, H, W, 2]` between them as stored, in tenths of a pixel.
+      scale: `config.flow.scale`.
+
+    Returns:
+      Fused scores `[B, h', w', K]`.
+    """
+    current, earlier = (segmenter.classify(params, PerClassifier(f)).main for f in features)
+    return segmenter.fuse(params, current, earlier, flow_on_grid(flow, current.shape[1:3], scale))
+
+
+def on_grid(maps, size):
+    """Brings maps `[..., h, w, C]` to another grid, (height, width), where it is another: scores to features, say."""
+    return maps if maps.shape[-3:-1] == tuple(size) else resize_align_corners(maps, size)
