@@ -53,9 +53,8 @@ def run(config, workdir):
             raise UserError(f"--{flag} belongs to --mode={mode}; --mode={FLAGS.mode} does not use it. Leave it out.")
     if FLAGS.mode == "predict" and not (FLAGS.input and FLAGS.output):
         raise UserError("--mode=predict needs --input=VIDEO_OR_FOLDER and --output=DIR.")
-    waiting = [
-        process_setup.devices(config, workdir, FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.distributed)
-    ]
+    place = (FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.distributed)
+    waiting = [process_setup.devices(config, workdir, *place)]
 
     def progress(line):
         # All processes know the same; one tells: first which model is meant, as the mode says it, then on what it runs.

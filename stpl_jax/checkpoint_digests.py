@@ -59,15 +59,9 @@ def differing(stored, arrays):
       Lines of text, one for each array that is missing, too many or another one.
     """
     found = of_arrays(arrays)
-    lines = []
-    for name in sorted(stored.keys() | found.keys()):
-        if name not in found:
-            lines.append(f"{name}: missing")
-        elif name not in stored:
-            lines.append(f"{name}: not expected")
-        elif found[name] != stored[name]:
-            lines.append(f"{name}: other values than were saved")
-    return lines
+    problems = dict.fromkeys(stored, "missing") | dict.fromkeys(found, "not expected")
+    problems |= dict.fromkeys(stored.keys() & found.keys(), "other values than were saved")
+    return [f"{name}: {what}" for name, what in sorted(problems.items()) if stored.get(name) != found.get(name)]
 
 
 def write_files(folder):

@@ -19,15 +19,17 @@ def parse(argv):
     try:
         return app.parse_flags_with_usage(argv)
     except Exception as error:  # a configuration file is a program: anything can go wrong in it
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+            key, separator, value = argument.partition("=")
+            if spelling := new_spelling(key.removeprefix("--config."), value if separator else following):
+                sys.exit(f"{key}: there is no such setting{spelling}.")
         text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
         key = re.search(r"'(\w+)'", text)
         given = [a for a in argv if a.startswith("--config.") and key and key[1] in a.partition("=")[0].split(".")]
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
         frames = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
         at = [f"{f.filename}, line {f.lineno}" for f in frames][-1:] or [a for a in argv if a.startswith("--config=")]
-        pairs = zip(argv, [*argv[1:], ""], strict=True)  # a value may be the next argument
-        old = [new_spelling(a.partition("=")[0].removeprefix("--config."), a.partition("=")[2] or b) for a, b in pairs]
-        sys.exit(": ".join([type(error).__name__, *(given or at)[:1], text]) + "".join(filter(None, old)))
+        sys.exit(": ".join([type(error).__name__, *(given or at)[:1], text]))
 
 
 @contextlib.contextmanager

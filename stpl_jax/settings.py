@@ -1,7 +1,6 @@
 """A run's settings as they come from a file and the command line: checked as a whole before anything begins."""
 
 import difflib
-import fnmatch
 import json
 
 from ml_collections import ConfigDict
@@ -12,11 +11,7 @@ from stpl_jax.checkpoint import CheckpointError
 from stpl_jax.methods import METHODS
 from stpl_jax.renamed_settings import new_spelling
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.setting_rules import optimiser_key, problem, problems_together, rule_of
-
-# Keys that name a file or folder, in the run's configuration and in what a row changes.
-_PATHS = ("init_from", "pretrain_from", "flow.weights", "data.prepared_dir", "data.*.raw_dir")
-_PATHS += ("data.*.list", "data.*.val_list", "data.*.flow_dir", "data.*.val_flow_dir")
+from stpl_jax.setting_rules import PATH, optimiser_key, problem, problems_together, rule_of
 
 # Settings that may change between the parts of one run: they do not change what is computed. `optim.accumulate` goes
 # with the number of devices: what has to stay is the number of clips in a step, which `train` compares.
@@ -60,7 +55,7 @@ def _within_row(key):
 
 
 def _is_path(key):
-    return any(fnmatch.fnmatchcase(_within_row(key), pattern) for pattern in _PATHS)
+    return rule_of(_within_row(key)) is PATH
 
 
 def expand_paths(config):

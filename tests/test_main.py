@@ -97,3 +97,8 @@ def test_mistyped_key_is_an_error(command, tmp_path):
     process = command(tmp_path, "--config.optim.learning_rat=1")
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and "learning_rat" in output
+    output = finish(command(tmp_path, "--config.flow.source=dis"), code=1)
+    assert output == (
+        "--config.flow.source: there is no such setting; it is --config.flow.estimator=dis --config.flow.files=none "
+        "now.\n"
+    )

@@ -95,7 +95,13 @@ def _parser():
         **common,
     )
     for name, network in _FLOW_NETWORKS.items():
-        add(name, _flow_converter(network), network.TITLE, network.KNOWN, every=every)
+        add(
+            name,
+            lambda state_dict, _, a, n=network: n.convert(state_dict, a.every),
+            network.TITLE,
+            network.KNOWN,
+            every=every,
+        )
     add(
         "torch",
         None,
@@ -106,10 +112,6 @@ def _parser():
         prefix=dict(default="", help="put before every name, for example module."),
     )
     return parser
-
-
-def _flow_converter(network):
-    return lambda state_dict, make_config, a: network.convert(state_dict, a.every)
 
 
 def _to_orbax(arguments, overrides):
