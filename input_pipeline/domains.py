@@ -14,8 +14,6 @@ from input_pipeline.worlds import WorldSpec, write_worlds
 
 # Where a user finds the folders that a configuration must name.
 HOW_TO = "See docs/real_data.md for how to get the set and how its folder must look."
-# Where a set's flow comes from: estimated while it is prepared; files made elsewhere; files that the run estimates.
-FLOW_FILES = ("none", "read", "write")
 # What scoring reads: x_t is fused with x_{t-1}. Temporal consistency compares x_t's classes with x_{t-1}'s, which is
 # fused with x_{t-2}.
 SCORED_OFFSETS = (0, 1, 2)
@@ -82,15 +80,9 @@ def domain_spec(config, domain, needs=None, workdir=""):
 
 
 def check_flow(config):
-    """Checks that a set's flow can come from where `config.flow` says.
-
-    Raises:
-      UserError: `flow.files` is unknown, or is `none` with an estimator that does not run while sets are prepared.
-    """
-    files, estimator = config.flow.files, config.flow.estimator
-    if files not in FLOW_FILES:
-        raise UserError(f"config.flow.files: expected {', '.join(FLOW_FILES)}, found {files!r}.")
-    if files == "none" and estimator not in optical_flow.ESTIMATORS:
+    """Raises `UserError` where flow is to be estimated while sets are prepared, by what does not run on the host."""
+    estimator = config.flow.estimator
+    if config.flow.files == "none" and estimator not in optical_flow.ESTIMATORS:
         raise UserError(
             f"config.flow.estimator={estimator} does not run while sets are prepared, and config.flow.files=none asks "
             "for that. Set --config.flow.files=write: flow files are estimated first, then read."

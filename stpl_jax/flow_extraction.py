@@ -55,8 +55,6 @@ def extract(config, workdir, needs, progress=print, unprepared_only=False):
     """
     config = with_world(config, workdir, progress).copy_and_resolve_references()
     config.flow.files = "write"
-    if config.flow.size not in ("training", "raw"):
-        raise FlowError(f"config.flow.size: expected training or raw, found {config.flow.size!r}.")
     origin = {"source": config.flow.estimator, "size": config.flow.size}
     prepared, works = run_folder.prepared(config, workdir), []
     for domain, extra in needs.items():

@@ -154,7 +154,7 @@ def run_row(config, workdir, row, progress=print):
         return
     if before is not None and row != SOURCE:
         model_choice.check_origin(config, row, before.source)
-    if _is_done(settings, before):
+    if preflight.is_done(settings, before):
         check_same_run(settings, before.config, Path(workdir) / row)
         progress(f"{row}  is done: {run_folder.evaluation(workdir, row)}")
         return
@@ -165,13 +165,6 @@ def run_row(config, workdir, row, progress=print):
     train(settings, workdir, row, origin, progress)
 
 
-def _is_done(settings, scores):
-    if scores is None or scores.last["step"] == settings.optim.steps:
-        return scores is not None
-    # An online method takes as many steps as there are batches to score.
-    return bool(scores.last.get("online")) and make_method(settings, build_segmenter(settings)).online
-
-
 def _introduce(config, workdir, row, progress):
     """Says which model a row starts or goes on from, before anything else is said of it."""
 
@@ -179,7 +172,8 @@ def _introduce(config, workdir, row, progress):
         settings = row_config(config, row)
         # What is wrong is said later, with all else that is.
         with contextlib.suppress(UserError):
-            if not _is_done(settings, read_scores(workdir, row)) and not model_choice.given_model(config, workdir, row):
+            done = preflight.is_done(settings, read_scores(workdir, row))
+            if not done and not model_choice.given_model(config, workdir, row):
                 origin = config.pretrain_from if row == SOURCE else model_choice.source_model(config, workdir)
                 return model_choice.start_lines(settings, workdir, row, origin)
         return []

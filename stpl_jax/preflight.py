@@ -158,7 +158,7 @@ def _find_row(config, workdir, row, training):
     if not training or (row == SOURCE and config.init_from):
         return _Row(row, settings, val, scored)
     needs = dict(make_method(settings, build_segmenter(settings)).needs) | val
-    if scored is not None and scored.last["step"] == settings.optim.steps:
+    if is_done(settings, scored):
         check_same_run(settings, scored.config, workdir / row)
         return _Row(row, settings, needs, scored, done=True)
     meta = None
@@ -168,6 +168,14 @@ def _find_row(config, workdir, row, training):
     if meta is not None:
         check_same_run(settings, meta.config, workdir / row)
     return _Row(row, settings, needs, scored, meta)
+
+
+def is_done(settings, scores):
+    """Whether a row needs no more training, by its configuration and its `RowScores` or None."""
+    if scores is None or scores.last["step"] == settings.optim.steps:
+        return scores is not None
+    # An online method takes as many steps as there are batches to score.
+    return bool(scores.last.get("online")) and make_method(settings, build_segmenter(settings)).online
 
 
 def _look_at_weights(config, workdir, rows, work, problems):

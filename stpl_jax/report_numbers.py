@@ -129,7 +129,8 @@ def settings_lines(report):
             if config["world"].get("generate")
             else f", {data['target']['raw_dir']}"
         ),
-        f"flow: {flow['source']}; batch normalisation: {config['batch_norm']['mode']}; seed {config['seed']}",
+        f"flow: {'files' if flow['files'] == 'read' else flow['estimator']}; batch normalisation: "
+        f"{config['batch_norm']['mode']}; seed {config['seed']}",
         f"devices: {report['device_count']} × {report['device']}; clips per device: {config['clips_per_device']}",
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     ]

@@ -143,16 +143,14 @@ def check_same_run(config, stored, folder):
         if spelling := new_spelling(name, value):
             raise CheckpointError(f"{folder} was begun with {name}={value}{spelling}. Use another --workdir.")
 
-    def same(name):
-        if _is_path(name) and now[name] and before[name]:
-            return expand(now[name]) == expand(before[name])
-        return now[name] == before[name]
+    def value(settings, name):
+        return expand(settings[name]) if _is_path(name) else settings[name]
 
     changed = [
         f"  {name}: was {before[name]!r}, is {now[name]!r}"
         # A setting that did not exist when the row was begun, or no longer does, cannot be compared.
         for name in sorted(now.keys() & before.keys())
-        if not same(name) and not any(name == f or name.startswith(f + ".") for f in _FREE)
+        if value(now, name) != value(before, name) and not any(name == f or name.startswith(f + ".") for f in _FREE)
     ]
     if changed:
         raise CheckpointError(

@@ -334,15 +334,9 @@ def test_mistakes(config, tmp_path, tiny_config, tiny_variables):
     config.flow.weights = str(tmp_path / "segmentation")
     with pytest.raises(checkpoint.CheckpointError, match="segmentation network(.|\n)*stpl_jax.convert flownet2"):
         modes.flow(config, tmp_path)
-    config.flow.size = "half"
-    with pytest.raises(FlowError, match="expected training or raw, found 'half'"):
-        modes.flow(config, tmp_path)
     config.flow.files = "read"
     with pytest.raises(FlowError, match="config.flow.files=read reads what others estimated"):
         modes.flow(config, tmp_path)
-    config.flow.files = "reed"
-    with pytest.raises(UserError, match="expected none, read, write, found 'reed'"):
-        domain_spec(config, "source")
     config.flow.files = "none"
     with pytest.raises(UserError, match="flownet2 does not run while sets are prepared.*files=write"):
         domain_spec(config, "source")

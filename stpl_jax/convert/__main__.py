@@ -95,13 +95,8 @@ def _parser():
         **common,
     )
     for name, network in _FLOW_NETWORKS.items():
-        add(
-            name,
-            lambda state_dict, _, a, n=network: n.convert(state_dict, a.every),
-            network.TITLE,
-            network.KNOWN,
-            every=every,
-        )
+        text, known = network.TITLE, network.KNOWN
+        add(name, lambda state_dict, _, a, n=network: n.convert(state_dict, a.every), text, known, every=every)
     add(
         "torch",
         None,
