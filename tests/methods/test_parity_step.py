@@ -74,7 +74,8 @@ def make_config(case):
     config.methods.stpl.fusion = case.fusion
     config.methods.stpl.projection.update({"hidden": HIDDEN, "dim": DIM})
     config.optim.update({"learning_rate": 0.005, "decay_steps": 7, "weight_decay": 0.01})
-    config.optim.multipliers = tuple((f"^{name}/", factor) for name, factor in MULTIPLIERS.items())
+    trained = [name for name in MULTIPLIERS if name != "fusion" or case.fusion not in ("add", "concat")]
+    config.optim.multipliers = tuple((f"^{name}/", MULTIPLIERS[name]) for name in trained)
     return config
 
 
