@@ -65,7 +65,9 @@ def get_config():
         )
     )
 
-    config.world = ConfigDict(dict(generate=False))  # settings of input_pipeline/worlds.py, see configs/synthetic.py
+    config.world = ConfigDict(
+        dict(generate=False)
+    )  # settings of input_pipeline/world/generate.py, see configs/synthetic.py
 
     config.flow = ConfigDict()
     # dis: OpenCV's DIS while preparing; precomputed: files of data.*.flow_dir; flownet2: files, too, once those that

@@ -10,7 +10,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.prepare import BUILDERS, prepare
 from input_pipeline.spec import DatasetSpec, prepared_path
-from input_pipeline.worlds import WorldSpec, write_worlds
+from input_pipeline.world.generate import WorldSpec, write_worlds
 
 # Where a user finds the folders that a configuration must name.
 HOW_TO = "See docs/real_data.md for how to get the set and how its folder must look."

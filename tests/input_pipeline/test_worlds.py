@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import worlds
 from input_pipeline.errors import UserError
 from input_pipeline.flow_files import read_flow
 from input_pipeline.labels import CLASSES, IGNORED, KNOWN_IDS, TRAIN_IDS, train_id_table
-from input_pipeline.world_layouts import file_ids, frame_size
-from input_pipeline.world_shapes import WORLD_CLASSES
-from input_pipeline.worlds import WORLD_VERSION, WorldSpec, _source_drives, write_worlds
+from input_pipeline.world import generate
+from input_pipeline.world.generate import WORLD_VERSION, WorldSpec, _source_drives, write_worlds
+from input_pipeline.world.layouts import file_ids, frame_size
+from input_pipeline.world.shapes import WORLD_CLASSES
 
 SPEC = WorldSpec(
     seed=100, size=(64, 128), source_clips=3, target_train_clips=3, target_val_clips=3, video_frames=3, workers=1
@@ -308,7 +308,7 @@ def test_a_link_to_another_disk_stays_one(viper_world, tmp_path):
 
 
 def test_of_two_that_want_a_world_one_writes_it(viper_world, tmp_path, monkeypatch):
-    written, lines, write, both = [], [], worlds._write_drive, threading.Barrier(2)
+    written, lines, write, both = [], [], generate._write_drive, threading.Barrier(2)
 
     def counted(spec, drive, root):
         if not written:
@@ -319,7 +319,7 @@ def test_of_two_that_want_a_world_one_writes_it(viper_world, tmp_path, monkeypat
             time.sleep(0.01)
         write(spec, drive, root)
 
-    monkeypatch.setattr(worlds, "_write_drive", counted)
+    monkeypatch.setattr(generate, "_write_drive", counted)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(write_worlds, SPEC, tmp_path / "world", lines.append)
         both.wait(timeout=60)
@@ -342,7 +342,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path, monkeypa
 PARENT = """
 import dataclasses, multiprocessing, sys, time
 from pathlib import Path
-from input_pipeline.worlds import WorldSpec, write_worlds
+from input_pipeline.world.generate import WorldSpec, write_worlds
 
 def stay(line):
     print(line, flush=True)
@@ -372,7 +372,7 @@ def test_killed_while_it_writes_no_process_is_left(tmp_path):
 INTERRUPTED = """
 import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
-from input_pipeline.worlds import WorldSpec, write_worlds
+from input_pipeline.world.generate import WorldSpec, write_worlds
 
 def interrupt():
     while len(multiprocessing.active_children()) < 2:

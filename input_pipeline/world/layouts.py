@@ -15,13 +15,25 @@ import cv2
 import numpy as np
 
 from input_pipeline.flow_files import LARGEST, flow_name, write_flow
-from input_pipeline.labels import CLASSES, TRAIN_IDS
-from input_pipeline.world_shapes import WORLD_CLASSES
+from input_pipeline.world.shapes import WORLD_CLASSES
 
-# What a set's labels have no class for gets an id that its owners use and nobody trains on.
-_UNLABELLED = 0
-# Where a set files a class that it has no name for.
-_STANDS_FOR = {("viper", "rider"): "person"}
+# The id that each set's label files hold for a class, typed from the owners' tables and not taken from the reader's: what
+# one of the two has wrong, the other then shows. A class that a set has no id for is 0, which its owners use for what
+# nobody trains on; VIPER's riders are people there.
+_FILE_IDS = {
+    "viper": dict(
+        road=3, sidewalk=4, building=9, fence=11, pole=0, light=13, sign=14, vegetation=7, terrain=6, sky=2, person=20,
+        rider=20, car=24, truck=27, bus=26, motorcycle=23, bicycle=22,
+    ),
+    "synthia_seq": dict(
+        road=3, sidewalk=4, building=2, fence=5, pole=7, light=15, sign=9, vegetation=6, terrain=0, sky=1, person=10,
+        rider=11, car=8, truck=0, bus=0, motorcycle=0, bicycle=0,
+    ),
+    "cityscapes_seq": dict(
+        road=7, sidewalk=8, building=11, fence=13, pole=17, light=19, sign=20, vegetation=21, terrain=22, sky=23,
+        person=24, rider=25, car=26, truck=27, bus=28, motorcycle=32, bicycle=33,
+    ),
+}  # fmt: skip
 
 # Share of a SYNTHIA-Seq frame's rows that stays when the bottom 120 of 760 are cut.
 _SYNTHIA_ROWS_KEPT = 640 / 760
@@ -29,22 +41,8 @@ _JPEG_QUALITY = 95
 
 
 def file_ids(dataset):
-    """Looks up which id a data set's label files hold for each class of the generated street.
-
-    Args:
-      dataset: `viper`, `synthia_seq` or `cityscapes_seq`.
-
-    Returns:
-      `[len(WORLD_CLASSES)]` uint8. The first id of a class where a set has several; 0 where it has none.
-    """
-    ids = {}
-    # SYNTHIA-Seq's classes go first: they tell riders from people where VIPER's put both ids into one class.
-    for setting in ("synthia_seq", "viper"):
-        for file_id, train_id in TRAIN_IDS.get((dataset, setting), {}).items():
-            if file_id not in ids.values():
-                ids.setdefault(CLASSES[setting][train_id], file_id)
-    names = (_STANDS_FOR.get((dataset, name), name) for name in WORLD_CLASSES)
-    return np.array([ids.get(name, _UNLABELLED) for name in names], np.uint8)
+    """Returns the id that a data set's label files hold for each class, `[len(WORLD_CLASSES)]` uint8."""
+    return np.array([_FILE_IDS[dataset][name] for name in WORLD_CLASSES], np.uint8)
 
 
 def frame_size(dataset, size):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.world_shapes import MATERIAL_CLASS, MATERIAL_ID, shapes
+from input_pipeline.world.shapes import MATERIAL_CLASS, MATERIAL_ID, shapes
 
 # Sky and skyline are this far away (metres): moving the camera does not move them, turning it does.
 INFINITY = 1e6

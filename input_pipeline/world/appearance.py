@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from input_pipeline.street import INFINITY
-from input_pipeline.world_shapes import MATERIAL_CLASS, MATERIALS, WORLD_CLASSES
+from input_pipeline.world.shapes import MATERIAL_CLASS, MATERIALS, WORLD_CLASSES
+from input_pipeline.world.street import INFINITY
 
 _TILE = 256
 # Haze stops thickening here, so that sky and skyline do not vanish in it (metres).

@@ -6,8 +6,8 @@ real street: road and buildings fill most of the picture, signs and bicycles les
 
 import numpy as np
 
-from input_pipeline.street import Panel, Scene, WallRow
-from input_pipeline.world_shapes import MATERIAL_ID
+from input_pipeline.world.shapes import MATERIAL_ID
+from input_pipeline.world.street import Panel, Scene, WallRow
 
 # Metres of street ahead of the last camera position that are filled.
 _REACH = 110.0

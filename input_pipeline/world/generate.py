@@ -18,14 +18,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline.appearance import paint, sample_look
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import read_json
-from input_pipeline.street import exact_flow, render
 from input_pipeline.whole_folder import turn_to_write, whole_folder
 from input_pipeline.workers import end_with_parent, without_interrupts
-from input_pipeline.world_layouts import frame_path, frame_size, write_flow_pair, write_frame, write_label
-from input_pipeline.world_scenes import sample_scene
+from input_pipeline.world.appearance import paint, sample_look
+from input_pipeline.world.layouts import frame_path, frame_size, write_flow_pair, write_frame, write_label
+from input_pipeline.world.scenes import sample_scene
+from input_pipeline.world.street import exact_flow, render
 
 # Part of the manifest: raised whenever the same spec gives other bytes.
 WORLD_VERSION = "1"

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from input_pipeline.labels import PALETTE
-
-# Every class of both label settings.
-WORLD_CLASSES = tuple(PALETTE)
+# The classes of the street, by which random numbers are drawn: another one, or another order, is another world.
+WORLD_CLASSES = (
+    "road", "sidewalk", "building", "fence", "pole", "light", "sign", "vegetation", "terrain", "sky", "person", "rider",
+    "car", "truck", "bus", "motorcycle", "bicycle",
+)  # fmt: skip
 
 RGB = tuple[int, int, int]
 
