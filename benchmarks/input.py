@@ -34,7 +34,9 @@ import numpy as np
 from benchmarks import field_loader, measure, raw_frames
 from input_pipeline import clips as clips_lib
 from input_pipeline import loader, prepare
-from input_pipeline.builders import base, checks, cityscapes_seq
+from input_pipeline.builders import base
+from input_pipeline.datasets.cityscapes_seq import list_clips
+from input_pipeline.ordered_map import ordered_map
 from input_pipeline.spec import DatasetSpec
 
 RAW_SIZE, SIZE = (1024, 2048), (512, 1024)
@@ -81,11 +83,8 @@ def time_prepared(source, workers, count, flow_pairs):
 
 def time_preparing(spec, raw_size, workers, count):
     """Times what preparing does to `count` clips, but for the checks beforehand and the writing of records."""
-    layout = cityscapes_seq.LAYOUT
-    endless = itertools.cycle(layout.list_clips(spec))
-    examples = checks.ordered_map(
-        lambda clip: base.make_example(clip, spec, layout, raw_size), endless, max(1, workers)
-    )
+    endless = itertools.cycle(list_clips(spec))
+    examples = ordered_map(lambda clip: base.make_example(clip, spec, raw_size), endless, max(1, workers))
     with contextlib.closing(examples):
         return field_loader.timed(examples, field_loader.lead_in_of(workers), count)
 

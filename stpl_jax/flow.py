@@ -18,12 +18,15 @@ import numpy as np
 
 from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
+from input_pipeline.datasets import DATASETS
 from input_pipeline.domains import domain_spec, flow_folder, with_world
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_json, write_atomically
 from input_pipeline.images import read_image
 from input_pipeline.optical_flow import dis_flow
-from input_pipeline.prepare import BUILDERS, is_usable, stale_flow
+from input_pipeline.ordered_map import ordered_map
+from input_pipeline.prepare import is_usable, stale_flow
+from input_pipeline.progress import Progress
 from input_pipeline.spec import DatasetSpec
 from input_pipeline.whole_folder import turn_to_write
 from stpl_jax import checkpoint, parallel
@@ -186,11 +189,10 @@ class _Job:
 
 
 def _find_work(spec, folder, stale):
-    layout = BUILDERS[spec.name].LAYOUT
-    missing = checks.missing_folders(dataclasses.replace(spec, flow_source="dis"), layout)
+    missing = checks.missing_folders(dataclasses.replace(spec, flow_source="dis"))
     if missing:
-        raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
-    clips, bad = checks.list_clips(spec, layout)
+        raise checks.BadFilesError(spec, missing, f"raw_dir should hold {DATASETS[spec.name].expected}.")
+    clips, bad = checks.list_clips(spec)
     there = {path: path not in stale and _is_complete(path) for clip in clips for path in clip.flows.values()}
     pending = [(c, pair, _npy_name(path)) for c in clips for pair, path in c.flows.items() if not there[path]]
     replaced = sum(path.exists() for path, complete in there.items() if not complete and path not in stale)
@@ -237,10 +239,10 @@ def _checked(works, threads, progress):
     """Checks the raw files of all domains, then raises or returns [(work, (jobs, size of the raw frames))]."""
     results, errors = [], []
     for work in works:
-        spec, layout = work.spec, BUILDERS[work.spec.name].LAYOUT
+        spec = work.spec
         # Without their flow, which is what is missing.
         clips = {clip.name: dataclasses.replace(clip, flows={}) for clip, _, _ in work.pending}
-        good, faults, raw_size = checks.check_files(spec, layout, list(clips.values()), progress, threads)
+        good, faults, raw_size = checks.check_files(spec, list(clips.values()), progress, threads)
         bad = work.bad + faults
         if bad and not spec.skip_bad:
             advice = "Fetch or repair these files, or set skip_bad (--config.data.skip_bad=True) to leave them out."
@@ -284,12 +286,12 @@ def _estimate(work, jobs, raw_size, estimator, origin, config, progress):
     write_atomically(work.folder / ORIGIN, json.dumps(origin, indent=1))
     read = functools.partial(_read_pair, work.spec, size, raw_size)
     if estimator is None:
-        flows = checks.ordered_map(lambda job: (job, dis_flow(*read(job))), jobs, threads)
+        flows = ordered_map(lambda job: (job, dis_flow(*read(job))), jobs, threads)
     else:
         flows = _on_all_devices(estimator, jobs, read, config.flow.batch, threads)
-    counter = checks.Progress(progress, f"flow  {work.name}: pairs", len(jobs))
+    counter = Progress(progress, f"flow  {work.name}: pairs", len(jobs))
     # Written beside the next estimates.
-    for _ in checks.ordered_map(_write_file, flows, threads):
+    for _ in ordered_map(_write_file, flows, threads):
         counter.step()
     progress(f"flow  {work.name}: {len(jobs)} files written in {time.monotonic() - started:.1f} s")
     return len(jobs)
@@ -297,14 +299,13 @@ def _estimate(work, jobs, raw_size, estimator, origin, config, progress):
 
 def _read_pair(spec, size, raw_size, job):
     """Decodes a pair's frames: `[H, W, 3]` uint8 RGB each, at `size`."""
-    layout = BUILDERS[spec.name].LAYOUT
 
     def read(path):
         try:
             if size == raw_size:
                 # Nothing is cut off: a flow file of the raw size is cut when it is read.
                 return np.asarray(read_image(path))
-            return base.read_frame(path, spec, layout)
+            return base.read_frame(path, spec)
         except ValueError as error:
             raise FlowError(str(error)) from error
 
@@ -332,7 +333,7 @@ def _on_all_devices(estimator, jobs, read, per_device, threads):
     params = parallel.replicate(estimator.params)
 
     def batches():
-        pairs = zip(jobs, checks.ordered_map(read, jobs, threads), strict=True)
+        pairs = zip(jobs, ordered_map(read, jobs, threads), strict=True)
         while group := list(itertools.islice(pairs, count)):
             # The last batch is filled up with its last pair: one shape, one compilation.
             filled = group + [group[-1]] * (count - len(group))

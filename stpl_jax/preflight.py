@@ -26,7 +26,8 @@ from input_pipeline.domains import (
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.loader import check_crop
-from input_pipeline.spec import DatasetSpec, prepared_path
+from input_pipeline.needs import DomainNeeds
+from input_pipeline.spec import DatasetSpec, merged, prepared_path
 from stpl_jax import checkpoint, model_choice, processes
 from stpl_jax import flow as flow_extraction
 from stpl_jax.methods import make_method
@@ -72,13 +73,18 @@ class _Set:
 
     Attributes:
       domain: `val`, `target` or `source`.
-      spec: what is in it.
-      estimated: whether its flow files are written by the run itself.
+      spec: what is in it: all that any of the rows needs.
+      settings: configuration of one of the rows.
     """
 
     domain: str
     spec: DatasetSpec
-    estimated: bool
+    settings: Any
+
+    @property
+    def estimated(self):
+        """Whether its flow files are written by the run itself."""
+        return self.settings.flow.source == "flownet2"
 
 
 class _Problems:
@@ -146,11 +152,12 @@ def _check(config, workdir, rows, progress, training):
     checked = _look_at_files(config, sets, prepared, problems, progress)
     problems.say()
     _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress)
-    for row in work:
-        if row.settings.flow.source == "flownet2":
-            flow_extraction.extract(row.settings, workdir, row.needs, progress, unprepared_only=True)
-    for path, wanted in sets.items():
-        preparing.prepare(wanted.spec, prepared, progress, checked=checked.get(path))
+    for wanted in sets.values():
+        if wanted.estimated:
+            needs = {wanted.domain: DomainNeeds(wanted.spec.offsets, wanted.spec.flow_pairs)}
+            flow_extraction.extract(wanted.settings, workdir, needs, progress, unprepared_only=True)
+    used = [preparing.prepare(s.spec, prepared, progress, checked=checked.get(path)) for path, s in sets.items()]
+    preparing.settle(used)
     for row in work:
         problems.look(_compare_data, row, workdir, prepared)
     problems.say()
@@ -158,7 +165,7 @@ def _check(config, workdir, rows, progress, training):
         _tell_of_consistency(wanted, progress)
     for row in found if training else ():
         _tell_of_other_data(row, workdir, prepared, progress)
-    return [str(path) for path in sets]
+    return list(map(str, used))
 
 
 def _find_row(config, workdir, row, training):
@@ -242,17 +249,23 @@ def _existing(folder):
 
 
 def _find_sets(work, workdir, prepared, problems):
-    """Describes the sets that rows read: path -> `_Set`, the validation set first."""
-    sets, order = {}, ("val", "target", "source")
-    wanted = [(order.index(domain), row, domain, needs) for row in work for domain, needs in row.needs.items()]
-    for _, row, domain, needs in sorted(wanted, key=lambda x: x[0]):
-        spec = problems.look(domain_spec, row.settings, domain, needs, workdir)
-        path = None if spec is None else problems.look(prepared_path, spec, prepared)
-        if path is None:
-            continue
-        sets[path] = _Set(domain, spec, row.settings.flow.source == "flownet2")
-        if needs is not None and needs.labels and any(row.settings.data.crop):
-            problems.look(check_crop, spec, tuple(row.settings.data.crop), True)
+    """Describes the sets that rows read, one for all rows of a domain: path -> `_Set`, the validation set first."""
+    sets = {}
+    for domain in ("val", "target", "source"):
+        wanted = {}
+        for row in work:
+            if domain not in row.needs:
+                continue
+            needs, crop = row.needs[domain], tuple(row.settings.data.crop)
+            spec = problems.look(domain_spec, row.settings, domain, needs, workdir)
+            # Its list file is read here.
+            if spec is None or problems.look(prepared_path, spec, prepared) is None:
+                continue
+            wanted.setdefault(spec, row.settings)
+            if needs is not None and needs.labels and any(crop):
+                problems.look(check_crop, spec, crop, True)
+        for spec, parts in merged(wanted).items():
+            sets[prepared_path(spec, prepared)] = _Set(domain, spec, wanted[parts[0]])
     return sets
 
 
@@ -322,9 +335,9 @@ def _compare_data(row, workdir, prepared):
     """Checks that a row that was begun goes on with the same clips."""
     before = (row.before or {}).get("data", {})
     sources = {
-        domain: open_clips(prepared_path(domain_spec(row.settings, domain, row.needs[domain], workdir), prepared))
-        for domain in before
-        if domain in row.needs
+        domain: open_clips(preparing.find(domain_spec(row.settings, domain, needs, workdir), prepared), needs)
+        for domain, needs in row.needs.items()
+        if domain in before
     }
     check_same_data(before, sources, workdir / row.name)
 
@@ -360,9 +373,7 @@ def _tell_of_other_data(row, workdir, prepared, progress):
 
 def _is_other_data(row, domain, needs, workdir, prepared, digest):
     spec = domain_spec(row.settings, domain, needs, workdir)
-    path = prepared_path(spec, prepared)
-    if not path.is_dir():
-        return False  # nothing to compare with, and nobody needs it
-    if not preparing.is_usable(spec, prepared, lambda line: None):
-        return True
-    return digest is not None and open_clips(path).digest != digest
+    path = preparing.find(spec, prepared, lambda line: None)
+    if path is None:
+        return preparing.is_there(spec, prepared)  # otherwise there is nothing to compare with, and nobody needs it
+    return digest is not None and open_clips(path, needs).digest != digest

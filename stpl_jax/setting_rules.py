@@ -7,9 +7,9 @@ import numbers
 import re
 from collections.abc import Callable
 
+from input_pipeline.datasets import DATASETS
 from input_pipeline.labels import CLASSES
 from input_pipeline.optical_flow import SMALLEST_SIDE
-from input_pipeline.prepare import BUILDERS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
@@ -156,7 +156,7 @@ RULES = {
     "data.threads": whole(0),
     "data.workers": whole(0),
     "data.prefetch": whole(0),
-    "data.*.name": one_of(*BUILDERS),
+    "data.*.name": one_of(*DATASETS),
     "data.*.raw_dir": PATH,
     "data.*_split": one_of("train", "val"),
     "data.*.size": SIZE,

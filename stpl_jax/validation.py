@@ -26,7 +26,8 @@ def open_together(config, workdir, domain, needs=None, progress=print):
       A `ClipSource`.
     """
     # The others neither read the raw files nor have to see them.
-    return open_clips(processes.from_first(lambda: str(prepare_domain(config, workdir, domain, needs, progress))))
+    path = processes.from_first(lambda: str(prepare_domain(config, workdir, domain, needs, progress)))
+    return open_clips(path, needs)
 
 
 class Validation:

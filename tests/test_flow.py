@@ -16,7 +16,6 @@ from configs import base as base_config
 from input_pipeline import flow_files
 from input_pipeline.builders import base
 from input_pipeline.builders.checks import BadFilesError
-from input_pipeline.builders.synthia_seq import LAYOUT as SYNTHIA
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import domain_spec, open_domain
 from input_pipeline.errors import UserError
@@ -105,13 +104,12 @@ def test_flow_files_of_every_domain(config, tmp_path, estimates):
         ("val", "lindau_000000_000018_000017_int16_x10.npy", "lindau_000000_000018", "lindau_000000_000017"),
     ):
         spec = domain_spec(config, domain, workdir=tmp_path)
-        layout = flow.BUILDERS[spec.name].LAYOUT
         if domain == "source":
             paths = [tmp_path / "viper/train" / name for name in (current, earlier)]
         else:
             images = tmp_path / "city/leftImg8bit_sequence/val/lindau"
             paths = [images / f"{name}_leftImg8bit.png" for name in (current, earlier)]
-        frame, before = (base.read_frame(path, spec, layout) for path in paths)
+        frame, before = (base.read_frame(path, spec) for path in paths)
         stored = np.load(folder / domain / file)
         assert stored.dtype == np.int16 and stored.shape == (*spec.size, 2)
         np.testing.assert_array_equal(stored[..., 0], frame[..., 0])
@@ -232,7 +230,7 @@ def test_dis_files_are_what_preparing_estimates(config, tmp_path, size):
     if size == "raw":
         frames = [np.asarray(predict.Image.open(path).convert("RGB")) for path in frames]
     else:
-        frames = [base.read_frame(path, spec, SYNTHIA) for path in frames]
+        frames = [base.read_frame(path, spec) for path in frames]
     np.testing.assert_array_equal(np.load(folder / "000002_int16_x10.npy"), flow_files.to_int16(dis_flow(*frames)))
     if size == "training":
         config.flow.source = "dis"

@@ -14,10 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from input_pipeline.flow_files import LARGEST, flow_name, write_flow
+from input_pipeline.datasets import DATASETS
+from input_pipeline.flow_files import LARGEST, write_flow
 from input_pipeline.world.shapes import WORLD_CLASSES
 
-# The id that each set's label files hold for a class, typed from the owners' tables and not taken from the reader's: what
+# The id that each set's label files hold for a class, typed from the owners' tables, not taken from the reader's: what
 # one of the two has wrong, the other then shows. A class that a set has no id for is 0, which its owners use for what
 # nobody trains on; VIPER's riders are people there.
 _FILE_IDS = {
@@ -127,7 +128,7 @@ def write_flow_pair(flow_root, dataset, split, video, current, earlier, flow):
       current, earlier: frame numbers: the flow lies on the first and points into the second.
       flow: `[H, W, 2]` float32, pixels.
     """
-    path = Path(flow_root) / split / flow_name(dataset, f"{video}_{current}", current, earlier)
+    path = Path(flow_root) / split / DATASETS[dataset].flow_name(video, current, earlier)
     path.parent.mkdir(parents=True, exist_ok=True)
     # What was beside the camera then lay far outside the earlier frame, wherever exactly.
     write_flow(path, np.clip(flow, -LARGEST, LARGEST))

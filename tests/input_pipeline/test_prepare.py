@@ -12,9 +12,11 @@ from PIL import Image
 from raw_trees import frame_pixels, write_cityscapes_seq, write_synthia_seq, write_viper
 
 from input_pipeline import clips, flow_files
-from input_pipeline.builders.checks import BadFilesError, Progress, ordered_map
+from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.errors import UserError
+from input_pipeline.ordered_map import ordered_map
 from input_pipeline.prepare import prepare
+from input_pipeline.progress import Progress
 from input_pipeline.spec import DatasetSpec, prepared_path
 
 

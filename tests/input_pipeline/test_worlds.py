@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 from input_pipeline.flow_files import read_flow
-from input_pipeline.labels import CLASSES, IGNORED, KNOWN_IDS, TRAIN_IDS, train_id_table
+from input_pipeline.labels import CLASSES, IGNORED, train_id_table
 from input_pipeline.world import generate
 from input_pipeline.world.generate import WORLD_VERSION, WorldSpec, _source_drives, write_worlds
 from input_pipeline.world.layouts import file_ids, frame_size
@@ -84,8 +85,8 @@ def test_generated_files_stay_what_they_were(name, viper_world, synthia_world):
 @pytest.mark.parametrize("dataset", ["viper", "synthia_seq", "cityscapes_seq"])
 def test_file_ids_are_read_back_as_the_same_class(dataset):
     ids = file_ids(dataset)
-    assert set(ids.tolist()) <= KNOWN_IDS[dataset]
-    for setting in [s for d, s in TRAIN_IDS if d == dataset]:
+    assert set(ids.tolist()) <= DATASETS[dataset].ids.keys()
+    for setting in DATASETS[dataset].settings:
         for name, train_id in zip(WORLD_CLASSES, train_id_table(dataset, setting)[ids], strict=True):
             if name in CLASSES[setting]:
                 assert CLASSES[setting][train_id] == name
@@ -105,7 +106,7 @@ def test_viper_layout(viper_world):
     with Image.open(root / frames[0]) as frame, Image.open(root / labels[0]) as label:
         assert (frame.format, frame.mode, frame.size) == ("JPEG", "RGB", (128, 64))
         assert (label.format, label.mode, label.size) == ("PNG", "L", (128, 64))
-        assert set(np.unique(label)) <= KNOWN_IDS["viper"]
+        assert set(np.unique(label)) <= DATASETS["viper"].ids.keys()
     pairs = {p.name for p in viper_world["source_flow"].glob("train/001_*")}
     assert pairs == {f"001_{pair}_int16_x10.npy" for pair in ("0001000009", "0000900008", "0001000008")}
 
@@ -132,7 +133,7 @@ def test_synthia_layout(synthia_world):
     # PNG's header chunk: bit depth 16, colour type 2 (RGB).
     assert (header[24], header[25]) == (16, 2)
     red, green, blue = read_16_bit_rgb(labels[0])
-    assert set(np.unique(red)) <= KNOWN_IDS["synthia_seq"] and len(np.unique(red)) > 4
+    assert set(np.unique(red)) <= DATASETS["synthia_seq"].ids.keys() and len(np.unique(red)) > 4
     assert not green.any() and not blue.any()
     names = sorted(p.name for p in (synthia_world["source_flow"] / "train").iterdir())
     assert names == [f"{10 * k + t:06d}_int16_x10.npy" for k in range(3) for t in (1, 2)]
