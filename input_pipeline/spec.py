@@ -138,9 +138,9 @@ def prepared_path(spec, prepared_dir):
       prepared_dir: folder that holds all prepared sets.
 
     Returns:
-      `prepared_dir/NAME/SPLIT-HxW-HASH-FRAMES-FLOW/VERSION`, such as `val-512x1024-0123456789-0_1-0to1/1.2.0`. HASH covers
-      everything else in the spec that affects the content, and where the raw files lie: sets that differ in frames and
-      flow alone share it. What the files hold is not part of it: `prepare` compares that itself.
+      `prepared_dir/NAME/SPLIT-HxW-HASH-FRAMES-FLOW/VERSION`, such as `viper/val-512x1024-0123456789-0_1-0to1/1.2.0`.
+      HASH covers everything else in the spec that affects the content, and where the raw files lie: sets that differ in
+      frames and flow alone share it. What the files hold is not part of it: `prepare` compares that itself.
     """
     named = _settings(spec) | {"raw_dir": os.path.abspath(spec.raw_dir)}
     del named["offsets"], named["flow_pairs"]

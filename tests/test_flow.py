@@ -19,6 +19,7 @@ from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import domain_spec, open_domain
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, flow, modes, predict
 from stpl_jax.flow import Estimator, FlowError, extract
@@ -221,7 +222,7 @@ def test_dis_files_are_what_preparing_estimates(config, tmp_path, size):
     config.data.classes = "synthia_seq"
     config.data.source.update(dict(name="synthia_seq", raw_dir=str(tmp_path / "synthia"), size=(32, 64)))
     config.flow.source, config.flow.size = "dis", size
-    pairs = type("Needs", (), {"offsets": (0, 1, 2), "flow_pairs": ((0, 1), (1, 2))})
+    pairs = DomainNeeds((0, 1, 2), ((0, 1), (1, 2)))
     assert extract(config, tmp_path, {"source": pairs}, lambda line: None) == 3
     folder = tmp_path / "flow" / "source"
     assert names(folder) == [f"{n:06}_int16_x10.npy" for n in (1, 2, 3)]
