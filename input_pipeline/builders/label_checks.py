@@ -74,6 +74,7 @@ def expected_ids(dataset):
     """Says in words which ids a set's labels should hold, by its common classes."""
     names = labels.class_names(dataset)
     common = [f"{i} {name}" for name in _COMMON for i in sorted(names) if name in names[i]]
+    common = common or [f"{i} {name}" for i in sorted(names)[:6] for name in sorted(names[i])]
     return f"class ids of {dataset} ({', '.join(common)}, …)"
 
 
@@ -96,6 +97,8 @@ def _other_numbering(dataset, counts, named_least, common_least):
     if not counts.sum():
         return None
     own = labels.class_names(dataset)
+    if sum(any(name in names for names in own.values()) for name in _COMMON) < common_least:
+        return None  # by a set's other classes nothing can be told
     own_share, _, own_score = _fit(own, counts)
     found = []
     for name, numbering in labels.numberings().items():
