@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
+from input_pipeline.flow_files import to_pixels
 from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import checkpoint, predict
 from stpl_jax.frames import open_source
@@ -115,8 +116,8 @@ def write_pictures(config, workdir, models, progress):
     pictures = []
     for i in np.unique(np.linspace(0, len(source) - 1, min(config.report.frames, len(source))).round().astype(int)):
         clip = read_clip(source, int(i), *scored_parts(source), label=True)
-        # Clips are newest first, a video oldest first; stored flow is in tenths of a pixel.
-        frames, flow = clip["frames"][::-1], clip["flow"][::-1].astype(np.float32) / 10
+        # Clips are newest first, a video oldest first.
+        frames, flow = clip["frames"][::-1], to_pixels(clip["flow"][::-1])
         classes = {name: model.segment(frames, flow, size)[-1] for name, model in models.items()}
         classes["label"] = _resize(clip["label"], size, cv2.INTER_NEAREST)
         frame = _resize(clip["frames"][0], size, cv2.INTER_CUBIC)

@@ -72,7 +72,7 @@ def breaches(folder, allowed=None, forbidden=()):
         ),
         ("stpl_jax/parallel.py", ()),
         ("stpl_jax/optim.py", LOWEST),
-        ("stpl_jax/forward.py", ("stpl_jax.models", "stpl_jax.ops")),
+        ("stpl_jax/forward.py", ("input_pipeline.flow_files", "stpl_jax.models", "stpl_jax.ops")),
         ("stpl_jax/train_state.py", ("stpl_jax.parallel",)),
         ("stpl_jax/checkpoint_digests.py", LOWEST),
         ("stpl_jax/checkpoint_places.py", LOWEST),
