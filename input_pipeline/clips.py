@@ -108,18 +108,16 @@ class ClipSource:
                 f"{self.path}: {self.spec.split} of {self.spec.name} has no labels: nothing can be scored on it, or "
                 "trained with labels."
             )
-        frames = [k for k in offsets if k not in self.spec.offsets]
-        pairs = [tuple(pair) for pair in flow_pairs if tuple(pair) not in self.spec.flow_pairs]
-        if frames:
-            raise UserError(
-                f"{self.path}: no frames at offsets {frames}; the set was prepared with offsets={self.spec.offsets}. "
-                f"Add them to DatasetSpec.offsets and prepare the set again."
-            )
-        if pairs:
-            raise UserError(
-                f"{self.path}: no flow for the pairs {pairs}; the set was prepared with flow_pairs="
-                f"{self.spec.flow_pairs}. Add them to DatasetSpec.flow_pairs and prepare the set again."
-            )
+        for what, key, wanted in (
+            ("frames at offsets", "offsets", offsets),
+            ("flow for the pairs", "flow_pairs", map(tuple, flow_pairs)),
+        ):
+            held = getattr(self.spec, key)
+            if missing := [part for part in wanted if part not in held]:
+                raise UserError(
+                    f"{self.path}: no {what} {missing}; the set was prepared with {key}={held}. "
+                    f"Add them to DatasetSpec.{key} and prepare the set again."
+                )
 
 
 def open_clips(path, needs=None):

@@ -136,24 +136,6 @@ def find_labels(folder, pattern, name):
     return [(path, match) for path in paths if (match := name.fullmatch(path.name))]
 
 
-def find_flow(folders, name):
-    """Looks a flow file up.
-
-    Args:
-      folders: folders that may hold it, the preferred first.
-      name: file name from `Dataset.flow_name`.
-
-    Returns:
-      The first that exists, as `.npy` or as `.flo` with or without `_int16_x10`; else the preferred place.
-    """
-    stem = Path(name).stem
-    for folder in folders:
-        for candidate in (name, f"{stem}.flo", f"{stem.removesuffix('_int16_x10')}.flo"):
-            if (folder / candidate).is_file():
-                return folder / candidate
-    return folders[0] / name
-
-
 def flows_of(spec, dataset, video, number, folders):
     """Finds the flow files of one clip.
 
@@ -162,14 +144,20 @@ def flows_of(spec, dataset, video, number, folders):
       dataset: the `Dataset`, which names them.
       video: what frame numbers are counted in, such as `001` or `frankfurt_000000`.
       number: frame number of x_t.
-      folders: folders that may hold the files.
+      folders: folders that may hold the files, the preferred first.
 
     Returns:
-      {(a, b): path}, empty unless the spec reads precomputed flow.
+      {(a, b): path}, empty unless the spec reads precomputed flow. Each is the first file that exists, as `.npy` or as
+      `.flo` with or without `_int16_x10`; else the preferred place.
     """
-    if spec.flow_source != "precomputed":
-        return {}
-    return {(a, b): find_flow(folders, dataset.flow_name(video, number - a, number - b)) for a, b in spec.flow_pairs}
+    flows = {}
+    for a, b in spec.flow_pairs if spec.flow_source == "precomputed" else ():
+        name = dataset.flow_name(video, number - a, number - b)
+        stem = Path(name).stem
+        names = (name, f"{stem}.flo", f"{stem.removesuffix('_int16_x10')}.flo")
+        places = (folder / candidate for folder in folders for candidate in names)
+        flows[a, b] = next((place for place in places if place.is_file()), folders[0] / name)
+    return flows
 
 
 def labelled_clips(spec, dataset, pattern, label, suffix, frame_stem):

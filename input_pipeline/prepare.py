@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from input_pipeline.builders import base, checks
 from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import read_json
+from input_pipeline.whole_folder import turn_to_write
 
 # Sets that the run has compared with their raw files: what its first row reads, all of its rows read.
 _settled = set()
@@ -181,9 +181,10 @@ def _candidates(spec, prepared_dir):
     for path in spec_lib.siblings(own):
         # One that cannot be read is nobody's but its own reader's.
         with contextlib.suppress(UserError, OSError, TypeError, KeyError):
-            held = spec_lib.DatasetSpec(**read_json(path / "metadata.json", "")["spec"])
+            stored = read_json(path / "metadata.json", "")["spec"]
+            held = spec_lib.with_parts(spec, stored["offsets"], stored["flow_pairs"])
             if set(spec.offsets) <= set(held.offsets) and set(spec.flow_pairs) <= set(held.flow_pairs):
-                larger.append((path, dataclasses.replace(held, list_file=spec.list_file)))
+                larger.append((path, held))
     return [(own, spec), *sorted(larger, key=lambda entry: len(entry[1].offsets) + len(entry[1].flow_pairs))]
 
 
@@ -195,9 +196,7 @@ def _tell(verdict, progress):
 @contextlib.contextmanager
 def _alone(path):
     """Keeps other processes from preparing the same set, and clears what an interrupted preparation has left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with turn_to_write(path):
         whole, building = _names(path)
         if whole.is_dir():
             # Killed between the two moves that put a complete set in its place.
@@ -224,9 +223,8 @@ def _put_in_place(whole, path):
 
 
 def _remove(*folders):
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
+    for folder in filter(Path.exists, folders):
+        shutil.rmtree(folder)
 
 
 def _check(spec, progress, threads):

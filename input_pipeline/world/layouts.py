@@ -1,11 +1,5 @@
 """Writes generated videos as the owners of the real data sets ship theirs: folders, names, formats, class ids.
 
-- `viper`: `train/img/SSS/SSS_FFFFF.jpg`; labels `train/cls/SSS/SSS_FFFFF.png` of every tenth frame.
-- `synthia_seq`: `VIDEO/RGB/Stereo_Left/Omni_F/FFFFFF.png`; labels `VIDEO/GT/LABELS/Stereo_Left/Omni_F/FFFFFF.png`, 16
-  bits.
-- `cityscapes_seq`: `leftImg8bit_sequence/SPLIT/CITY/CITY_SSSSSS_FFFFFF_leftImg8bit.png`; labels
-  `gtFine/SPLIT/CITY/CITY_SSSSSS_FFFFFF_gtFine_labelIds.png`.
-
 A *video* is what a frame number is counted in: `001`, `SYNTHIA-SEQS-04-DAWN`, `frankfurt_000000`.
 """
 
@@ -36,6 +30,18 @@ _FILE_IDS = {
     ),
 }  # fmt: skip
 
+# Where a set keeps a frame and its labels; `city` is what the name of a video begins with.
+_FRAMES = {
+    "viper": "{split}/img/{video}/{video}_{number:05d}.jpg",
+    "synthia_seq": "{video}/RGB/Stereo_Left/Omni_F/{number:06d}.png",
+    "cityscapes_seq": "leftImg8bit_sequence/{split}/{city}/{video}_{number:06d}_leftImg8bit.png",
+}
+_LABELS = {
+    "viper": "{split}/cls/{video}/{video}_{number:05d}.png",
+    "synthia_seq": "{video}/GT/LABELS/Stereo_Left/Omni_F/{number:06d}.png",
+    "cityscapes_seq": "gtFine/{split}/{city}/{video}_{number:06d}_gtFine_labelIds.png",
+}
+
 # Share of a SYNTHIA-Seq frame's rows that stays when the bottom 120 of 760 are cut.
 _SYNTHIA_ROWS_KEPT = 640 / 760
 _JPEG_QUALITY = 95
@@ -54,24 +60,12 @@ def frame_size(dataset, size):
 
 def frame_path(root, dataset, split, video, number):
     """Returns where a data set keeps a frame; `root` is the set's own folder."""
-    root = Path(root)
-    if dataset == "viper":
-        return root / split / "img" / video / f"{video}_{number:05d}.jpg"
-    if dataset == "synthia_seq":
-        return root / video / "RGB" / "Stereo_Left" / "Omni_F" / f"{number:06d}.png"
-    city = video.partition("_")[0]
-    return root / "leftImg8bit_sequence" / split / city / f"{video}_{number:06d}_leftImg8bit.png"
+    return _path(_FRAMES, root, dataset, split, video, number)
 
 
-def label_path(root, dataset, split, video, number):
-    """Returns where a data set keeps the labels of a frame; `root` is the set's own folder."""
-    root = Path(root)
-    if dataset == "viper":
-        return root / split / "cls" / video / f"{video}_{number:05d}.png"
-    if dataset == "synthia_seq":
-        return root / video / "GT" / "LABELS" / "Stereo_Left" / "Omni_F" / f"{number:06d}.png"
+def _path(forms, root, dataset, split, video, number):
     city = video.partition("_")[0]
-    return root / "gtFine" / split / city / f"{video}_{number:06d}_gtFine_labelIds.png"
+    return Path(root) / forms[dataset].format(split=split, city=city, video=video, number=number)
 
 
 def _write(path, image, *options):
@@ -116,7 +110,7 @@ def write_label(root, dataset, split, video, number, classes):
         blue_green_red = np.zeros((*ids.shape, 3), np.uint16)
         blue_green_red[..., 2] = ids
         ids = blue_green_red
-    _write(label_path(root, dataset, split, video, number), ids, cv2.IMWRITE_PNG_COMPRESSION, 1)
+    _write(_path(_LABELS, root, dataset, split, video, number), ids, cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 def write_flow_pair(flow_root, dataset, split, video, current, earlier, flow):

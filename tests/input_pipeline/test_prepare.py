@@ -198,7 +198,7 @@ def test_an_interrupted_preparation_starts_again_cleanly(tmp_path):
         prepare(spec, tmp_path / "prepared", interrupt)
     assert not path.exists()
     assert names_in(prepare(spec, tmp_path / "prepared", lambda line: None)) == ["001_00010", "001_00020"]
-    assert sorted(p.name for p in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(p.name for p in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_of_two_at_once_one_prepares_and_the_other_waits(tmp_path):

@@ -136,7 +136,7 @@ def test_a_change_is_told_and_the_set_prepared_anew(spec, tmp_path, change):
     for i in range(len(found)):
         assert found[i] == fresh[i]
     assert run(spec, tmp_path)[1] == []
-    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_long_lists_of_changes_are_cut(spec, tmp_path):
@@ -367,7 +367,7 @@ def test_a_set_that_cannot_be_written_is_named_and_the_old_one_stays(spec, tmp_p
     with pytest.raises(UserError, match=f"{path} cannot be written: .*No space left on device"):
         run(spec, tmp_path)
     assert {file.name: file.stat().st_mtime_ns for file in path.glob("*array_record*")} == first
-    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 @pytest.mark.parametrize("old_is_there", [True, False])
@@ -383,7 +383,7 @@ def test_a_kill_between_the_moves_loses_nothing(spec, tmp_path, old_is_there):
     _, lines, _ = run(spec, tmp_path)
     assert not any("checking files" in line for line in lines)
     assert {file.name: file.read_bytes() for file in path.glob("*array_record*")} == shards
-    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_a_set_that_was_checked_is_not_checked_again(spec, tmp_path):
