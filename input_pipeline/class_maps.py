@@ -47,18 +47,16 @@ def class_indices(model_classes, set_classes, class_map=None):
                 "a class map has to say which of these each of the model's counts as (`class_maps` in the set's file)."
             )
         class_map = ClassMap({name: name for name in model_classes})
-    targets = {name for name in class_map.classes.values() if name is not None}
+    entries, absent, known = class_map.classes, set(class_map.not_predicted), set(set_classes)
+    targets = set(entries.values()) - {None}
     faults = {
-        "classes that the model does not have": class_map.classes.keys() - set(model_classes),
-        "classes that the data set does not have": (targets | set(class_map.not_predicted)) - set(set_classes),
-        "no entry for the model's": set(model_classes) - class_map.classes.keys(),
-        "nothing for the data set's (and `not_predicted` does not name them)": set(set_classes)
-        - targets
-        - set(class_map.not_predicted),
-        "something for classes that `not_predicted` names": targets & set(class_map.not_predicted),
+        "classes that the model does not have": entries.keys() - set(model_classes),
+        "classes that the data set does not have": (targets | absent) - known,
+        "no entry for the model's": set(model_classes) - entries.keys(),
+        "nothing for the data set's (and `not_predicted` does not name them)": known - targets - absent,
+        "something for classes that `not_predicted` names": targets & absent,
     }
-    found = [f"{what}: {', '.join(sorted(names))}" for what, names in faults.items() if names]
-    if found:
+    if found := [f"{what}: {', '.join(sorted(names))}" for what, names in faults.items() if names]:
         raise UserError(f"The class map does not fit model and data set. It has {'; '.join(found)}.")
     index = {name: i for i, name in enumerate(set_classes)} | {None: LEFT_OUT}
-    return np.array([index[class_map.classes[name]] for name in model_classes], np.int32)
+    return np.array([index[entries[name]] for name in model_classes], np.int32)

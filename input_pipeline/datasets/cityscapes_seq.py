@@ -31,12 +31,6 @@ COLOURS = {
 }
 
 
-def folders(spec):
-    """Returns the folders that have to exist: [(images, labels)]."""
-    root = Path(spec.raw_dir)
-    return [(root / "leftImg8bit_sequence" / spec.split, root / "gtFine" / spec.split)]
-
-
 def list_clips(spec):
     """Lists the labelled frames.
 
@@ -48,21 +42,18 @@ def list_clips(spec):
     )
 
 
-def flow_name(video, current, earlier):
-    """Names the file with the flow from frame `current` into frame `earlier`."""
-    return f"{video}_{current:06d}_{earlier:06d}_int16_x10.npy"
-
-
 CITYSCAPES_SEQ = Dataset(
     name="cityscapes_seq",
-    folders=folders,
+    folders=lambda spec: [
+        (Path(spec.raw_dir) / "leftImg8bit_sequence" / spec.split, Path(spec.raw_dir) / "gtFine" / spec.split)
+    ],
     expected=(
         "Cityscapes as its owners ship it: leftImg8bit_sequence/SPLIT/CITY/CITY_SSSSSS_FFFFFF_leftImg8bit.png (package "
         "leftImg8bit_sequence_trainvaltest.zip) and gtFine/SPLIT/CITY/CITY_SSSSSS_FFFFFF_gtFine_labelIds.png; raw_dir "
         "is the folder that holds both"
     ),
     list_clips=list_clips,
-    flow_name=flow_name,
+    flow_name=lambda video, current, earlier: f"{video}_{current:06d}_{earlier:06d}_int16_x10.npy",
     mistaken={
         "leftImg8bit": "single frames without the video around them: the package to get is leftImg8bit_sequence",
         "gtCoarse": "coarse labels: the package to get is gtFine",

@@ -65,11 +65,6 @@ def list_clips(spec):
     return clips
 
 
-def rows_kept(height):
-    """Returns how many rows remain of a frame `height` rows high: 640 of 760, in proportion for others."""
-    return height - round(height * _ROWS_CUT / _ROWS)
-
-
 def flow_name(video, current, earlier):
     """Names the file with the flow from frame `current` into frame `earlier`.
 
@@ -97,7 +92,8 @@ SYNTHIA_SEQ = Dataset(
     ),
     list_clips=list_clips,
     flow_name=flow_name,
-    rows_kept=rows_kept,
+    # 640 of 760, in proportion for others.
+    rows_kept=lambda height: height - round(height * _ROWS_CUT / _ROWS),
     mistaken={"COLOR": "colours, not class ids: the folder to get is LABELS", "Stereo_Right": "the other camera"},
     labels="FFFFFF.png, of frames that have the frames before them",
     label_files="the class id in the red channel, as in SYNTHIA's folder GT/LABELS",

@@ -15,31 +15,20 @@ _CLASSES = (
 )  # fmt: skip
 
 
-def folders(spec):
-    """Returns the folders that have to exist: [(images, labels)]."""
-    root = Path(spec.raw_dir) / spec.split
-    return [(root / "img", root / "cls")]
-
-
 def list_clips(spec):
     """Lists the labelled frames; the frames before them need an image, never a label."""
     return labelled_clips(spec, VIPER, "*/*", _LABEL, ".jpg", lambda video, number: f"{video}_{number:05d}")
 
 
-def flow_name(video, current, earlier):
-    """Names the file with the flow from frame `current` into frame `earlier`."""
-    return f"{video}_{current:05d}{earlier:05d}_int16_x10.npy"
-
-
 VIPER = Dataset(
     name="viper",
-    folders=folders,
+    folders=lambda spec: [(Path(spec.raw_dir) / spec.split / "img", Path(spec.raw_dir) / spec.split / "cls")],
     expected=(
         "VIPER as its owners ship it: SPLIT/img/SSS/SSS_FFFFF.jpg (or .png) and SPLIT/cls/SSS/SSS_FFFFF.png; raw_dir "
         "is the folder that holds SPLIT"
     ),
     list_clips=list_clips,
-    flow_name=flow_name,
+    flow_name=lambda video, current, earlier: f"{video}_{current:05d}{earlier:05d}_int16_x10.npy",
     mistaken={"inst": "instances, not classes", "instcs": "instances, not classes"},
     labels="SSS/SSS_FFFFF.png",
     label_files="one 8-bit channel of class ids, as in VIPER's folder cls",

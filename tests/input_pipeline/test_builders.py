@@ -12,7 +12,7 @@ from raw_trees import frame_pixels, label_ids, write_cityscapes_seq, write_synth
 from input_pipeline import clips, flow_files, optical_flow
 from input_pipeline.builders import base
 from input_pipeline.dataset import ego_vehicle
-from input_pipeline.datasets import synthia_seq
+from input_pipeline.datasets import DATASETS
 from input_pipeline.encoding import decode_flow, encode_flow
 from input_pipeline.labels import train_ids
 from input_pipeline.prepare import prepare
@@ -132,7 +132,7 @@ def test_synthia_reads_the_red_channel_and_cuts_the_bottom(tmp_path, plain_folde
 
 
 def test_synthia_cut_at_its_own_size():
-    assert synthia_seq.rows_kept(760) == 640
+    assert DATASETS["synthia_seq"].rows_kept(760) == 640
 
 
 def test_synthia_raw_dir_is_one_sequence_or_holds_several(tmp_path):
