@@ -87,10 +87,6 @@ MATERIAL_ID = {material.name: index for index, material in enumerate(MATERIALS)}
 MATERIAL_CLASS = np.array([WORLD_CLASSES.index(material.category) for material in MATERIALS], np.uint8)
 
 
-def _mask(height, width):
-    return np.zeros((height, width), np.uint8)
-
-
 def _box(mask, name, left, top, right, bottom):
     """Fills a rectangle given in shares of the mask."""
     h, w = mask.shape
@@ -109,86 +105,83 @@ def _oval(mask, name, x, y, radius_x, radius_y):
     cv2.ellipse(mask, centre, axes, 0, 0, 360, MATERIAL_ID[name], -1)
 
 
+def _drawn(height, width, *parts):
+    """Draws (function, material, where) one over the other."""
+    mask = np.zeros((height, width), np.uint8)
+    for draw, material, *where in parts:
+        draw(mask, material, *where)
+    return mask
+
+
 def _car_end(lamp):
-    mask = _mask(64, 80)
-    _polygon(mask, "car_paint", (0.2, 0), (0.8, 0), (0.95, 0.42), (0.05, 0.42))
-    _polygon(mask, "car_glass", (0.24, 0.07), (0.76, 0.07), (0.88, 0.38), (0.12, 0.38))
-    _box(mask, "car_paint", 0, 0.4, 1, 0.86)
-    _box(mask, lamp, 0.03, 0.47, 0.2, 0.58)
-    _box(mask, lamp, 0.8, 0.47, 0.97, 0.58)
-    for left in (0.05, 0.77):
-        _box(mask, "car_tyre", left, 0.82, left + 0.18, 1)
-    _box(mask, "car_tyre", 0.2, 0.72, 0.8, 0.86)
-    return mask
+    return _drawn(
+        64, 80,
+        (_polygon, "car_paint", (0.2, 0), (0.8, 0), (0.95, 0.42), (0.05, 0.42)),
+        (_polygon, "car_glass", (0.24, 0.07), (0.76, 0.07), (0.88, 0.38), (0.12, 0.38)),
+        (_box, "car_paint", 0, 0.4, 1, 0.86),
+        *((_box, lamp, left, 0.47, right, 0.58) for left, right in ((0.03, 0.2), (0.8, 0.97))),
+        *((_box, "car_tyre", left, 0.82, left + 0.18, 1) for left in (0.05, 0.77)),
+        (_box, "car_tyre", 0.2, 0.72, 0.8, 0.86),
+    )  # fmt: skip
 
 
-def _car_side():
-    mask = _mask(64, 160)
-    _polygon(mask, "car_paint", (0.3, 0), (0.72, 0), (0.9, 0.42), (0.16, 0.42))
-    _polygon(mask, "car_glass", (0.33, 0.08), (0.69, 0.08), (0.8, 0.4), (0.23, 0.4))
-    _box(mask, "car_paint", 0.5, 0, 0.53, 0.5)
-    _polygon(mask, "car_paint", (0.02, 0.48), (0.16, 0.4), (1, 0.4), (1, 0.84), (0, 0.84))
-    for x in (0.19, 0.81):
-        _oval(mask, "car_tyre", x, 0.8, 0.075, 0.19)
-    return mask
-
-
-def _truck_end():
-    mask = _mask(96, 72)
-    _box(mask, "truck_load", 0, 0, 1, 0.8)
-    _box(mask, "truck_cab", 0, 0, 1, 0.04)
-    _box(mask, "truck_dark", 0.48, 0.06, 0.52, 0.76)
-    _box(mask, "truck_dark", 0.04, 0.78, 0.96, 0.88)
-    for left in (0.06, 0.68):
-        _box(mask, "truck_dark", left, 0.86, left + 0.26, 1)
-    return mask
-
-
-def _truck_front():
-    mask = _mask(96, 72)
-    _box(mask, "truck_load", 0.02, 0, 0.98, 0.3)
-    _box(mask, "truck_cab", 0, 0.2, 1, 0.88)
-    _box(mask, "truck_dark", 0.08, 0.28, 0.92, 0.52)
-    _box(mask, "truck_dark", 0.2, 0.68, 0.8, 0.8)
-    for left in (0.05, 0.7):
-        _box(mask, "truck_dark", left, 0.86, left + 0.25, 1)
-    return mask
-
-
-def _truck_side():
-    mask = _mask(96, 200)
-    _box(mask, "truck_load", 0.27, 0, 1, 0.78)
-    _box(mask, "truck_dark", 0.27, 0.74, 1, 0.8)
-    _polygon(mask, "truck_cab", (0.04, 0.2), (0.25, 0.2), (0.25, 0.86), (0, 0.86), (0, 0.5))
-    _polygon(mask, "truck_dark", (0.06, 0.27), (0.18, 0.27), (0.18, 0.5), (0.03, 0.5))
-    for x in (0.12, 0.7, 0.86):
-        _oval(mask, "truck_dark", x, 0.87, 0.055, 0.13)
-    return mask
-
-
-def _bus_end():
-    mask = _mask(96, 80)
-    _box(mask, "bus_paint", 0, 0, 1, 0.92)
-    _box(mask, "bus_glass", 0.07, 0.12, 0.93, 0.5)
-    _box(mask, "bus_dark", 0.2, 0.02, 0.8, 0.09)
-    for left in (0.06, 0.74):
-        _box(mask, "bus_dark", left, 0.86, left + 0.2, 1)
-    return mask
-
-
-def _bus_side():
-    mask = _mask(96, 240)
-    _box(mask, "bus_paint", 0, 0, 1, 0.9)
-    _box(mask, "bus_glass", 0.02, 0.16, 0.98, 0.5)
-    for x in (0.2, 0.4, 0.6, 0.8):
-        _box(mask, "bus_paint", x - 0.008, 0.12, x + 0.008, 0.52)
-    for x in (0.16, 0.78):
-        _oval(mask, "bus_dark", x, 0.88, 0.045, 0.12)
-    return mask
+def _vehicles():
+    bus_end = _drawn(
+        96, 80,
+        (_box, "bus_paint", 0, 0, 1, 0.92),
+        (_box, "bus_glass", 0.07, 0.12, 0.93, 0.5),
+        (_box, "bus_dark", 0.2, 0.02, 0.8, 0.09),
+        *((_box, "bus_dark", left, 0.86, left + 0.2, 1) for left in (0.06, 0.74)),
+    )  # fmt: skip
+    return {
+        "car_rear": _car_end("car_lamp"),
+        "car_front": _car_end("car_glass"),
+        "car_side": _drawn(
+            64, 160,
+            (_polygon, "car_paint", (0.3, 0), (0.72, 0), (0.9, 0.42), (0.16, 0.42)),
+            (_polygon, "car_glass", (0.33, 0.08), (0.69, 0.08), (0.8, 0.4), (0.23, 0.4)),
+            (_box, "car_paint", 0.5, 0, 0.53, 0.5),
+            (_polygon, "car_paint", (0.02, 0.48), (0.16, 0.4), (1, 0.4), (1, 0.84), (0, 0.84)),
+            *((_oval, "car_tyre", x, 0.8, 0.075, 0.19) for x in (0.19, 0.81)),
+        ),
+        "truck_rear": _drawn(
+            96, 72,
+            (_box, "truck_load", 0, 0, 1, 0.8),
+            (_box, "truck_cab", 0, 0, 1, 0.04),
+            (_box, "truck_dark", 0.48, 0.06, 0.52, 0.76),
+            (_box, "truck_dark", 0.04, 0.78, 0.96, 0.88),
+            *((_box, "truck_dark", left, 0.86, left + 0.26, 1) for left in (0.06, 0.68)),
+        ),
+        "truck_front": _drawn(
+            96, 72,
+            (_box, "truck_load", 0.02, 0, 0.98, 0.3),
+            (_box, "truck_cab", 0, 0.2, 1, 0.88),
+            (_box, "truck_dark", 0.08, 0.28, 0.92, 0.52),
+            (_box, "truck_dark", 0.2, 0.68, 0.8, 0.8),
+            *((_box, "truck_dark", left, 0.86, left + 0.25, 1) for left in (0.05, 0.7)),
+        ),
+        "truck_side": _drawn(
+            96, 200,
+            (_box, "truck_load", 0.27, 0, 1, 0.78),
+            (_box, "truck_dark", 0.27, 0.74, 1, 0.8),
+            (_polygon, "truck_cab", (0.04, 0.2), (0.25, 0.2), (0.25, 0.86), (0, 0.86), (0, 0.5)),
+            (_polygon, "truck_dark", (0.06, 0.27), (0.18, 0.27), (0.18, 0.5), (0.03, 0.5)),
+            *((_oval, "truck_dark", x, 0.87, 0.055, 0.13) for x in (0.12, 0.7, 0.86)),
+        ),
+        "bus_rear": bus_end,
+        "bus_front": bus_end,
+        "bus_side": _drawn(
+            96, 240,
+            (_box, "bus_paint", 0, 0, 1, 0.9),
+            (_box, "bus_glass", 0.02, 0.16, 0.98, 0.5),
+            *((_box, "bus_paint", x - 0.008, 0.12, x + 0.008, 0.52) for x in (0.2, 0.4, 0.6, 0.8)),
+            *((_oval, "bus_dark", x, 0.88, 0.045, 0.12) for x in (0.16, 0.78)),
+        ),
+    }  # fmt: skip
 
 
 def _person(stride, arms):
-    mask = _mask(96, 48)
+    mask = _drawn(96, 48)
     for foot, top in ((0.5 - stride, 0.42), (0.5 + stride, 0.58)):
         _polygon(mask, "trousers", (top - 0.11, 0.5), (top + 0.11, 0.5), (foot + 0.1, 1), (foot - 0.1, 1))
     for hand, shoulder in ((0.5 - arms, 0.3), (0.5 + arms, 0.7)):
@@ -217,7 +210,7 @@ def _ride(mask, hip_x, hip_y, hand_x, hand_y, foot_x, foot_y):
 
 def _bicycle(with_rider):
     """A bicycle that faces left; alone it fills its mask, under a rider it takes the lower half."""
-    mask = _mask(96, 96) if with_rider else _mask(64, 96)
+    mask = _drawn(96, 96) if with_rider else _drawn(64, 96)
     top, axle = (0.46, 0.79) if with_rider else (0.0, 0.66)
     radius = 1 - axle
     for x in (0.21, 0.79):
@@ -234,7 +227,7 @@ def _bicycle(with_rider):
 
 
 def _motorcycle(with_rider):
-    mask = _mask(96, 112) if with_rider else _mask(64, 112)
+    mask = _drawn(96, 112) if with_rider else _drawn(64, 112)
     top, axle = (0.44, 0.81) if with_rider else (0.02, 0.7)
     radius = 1 - axle
     for x in (0.17, 0.82):
@@ -250,85 +243,57 @@ def _motorcycle(with_rider):
 
 def _tree(variant):
     rng = np.random.default_rng([71, variant])
-    mask = _mask(128, 96)
+    mask = _drawn(128, 96)
     _box(mask, "trunk", 0.46, 0.5, 0.54, 1)
     for angle in np.linspace(0, 2 * np.pi, 11):
-        reach = rng.uniform(0.5, 1.0)
-        radius = rng.uniform(0.13, 0.2)
-        _oval(
-            mask,
-            "leaves",
-            0.5 + 0.29 * reach * np.cos(angle),
-            0.34 + 0.22 * reach * np.sin(angle),
-            radius,
-            radius * 0.72,
-        )
+        reach, radius = rng.uniform(0.5, 1.0), rng.uniform(0.13, 0.2)
+        x, y = 0.5 + 0.29 * reach * np.cos(angle), 0.34 + 0.22 * reach * np.sin(angle)
+        _oval(mask, "leaves", x, y, radius, radius * 0.72)
     _oval(mask, "leaves", 0.5, 0.34, 0.3, 0.24)
     return mask
 
 
-def _street_lamp():
-    mask = _mask(160, 64)
-    _box(mask, "steel", 0.44, 0.02, 0.54, 1)
-    _box(mask, "steel", 0.5, 0.0, 1.0, 0.03)
-    _box(mask, "steel", 0.8, 0.0, 1.0, 0.045)
-    return mask
-
-
-def _bollard():
-    mask = _mask(32, 8)
-    _box(mask, "steel", 0, 0, 1, 1)
-    return mask
-
-
-def _sign(kind):
-    """A sign on its pole: the face takes the upper part, the full width."""
-    mask = _mask(128, 48)
-    _box(mask, "steel", 0.43, 0.2, 0.57, 1)
-    if kind == 0:
-        _oval(mask, "sign_red", 0.5, 0.18, 0.49, 0.18)
-        _oval(mask, "sign_white", 0.5, 0.18, 0.32, 0.12)
-    elif kind == 1:
-        _box(mask, "sign_blue", 0, 0, 1, 0.34)
-        _box(mask, "sign_white", 0.3, 0.08, 0.7, 0.26)
-    elif kind == 2:
-        _polygon(mask, "sign_red", (0.5, 0), (1, 0.34), (0, 0.34))
-        _polygon(mask, "sign_white", (0.5, 0.1), (0.78, 0.3), (0.22, 0.3))
-    else:
-        _polygon(mask, "sign_yellow", (0.5, 0), (1, 0.18), (0.5, 0.36), (0, 0.18))
-        _box(mask, "sign_blue", 0.1, 0.39, 0.9, 0.5)
-    return mask
-
-
-def _signal_face(mask, left, top, right, bottom, lit):
-    _box(mask, "signal", left, top, right, bottom)
-    lamps = ("lamp_red", "lamp_amber", "lamp_green")
+def _signal(left, top, right, bottom, lit):
+    """A case with the lamps that are lit, from red to green."""
     step = (bottom - top) / 3
-    for slot, lamp in enumerate(lamps):
-        if slot in lit:
-            _oval(mask, lamp, (left + right) / 2, top + (slot + 0.5) * step, (right - left) * 0.36, step * 0.36)
+    lamps = [(slot, name) for slot, name in enumerate(("lamp_red", "lamp_amber", "lamp_green")) if slot in lit]
+    middle, radius = (left + right) / 2, (right - left) * 0.36
+    return (
+        (_box, "signal", left, top, right, bottom),
+        *((_oval, name, middle, top + (slot + 0.5) * step, radius, step * 0.36) for slot, name in lamps),
+    )
 
 
 def _traffic_light(lit):
-    mask = _mask(160, 40)
-    _box(mask, "steel", 0.42, 0.2, 0.58, 1)
-    _signal_face(mask, 0.08, 0.0, 0.92, 0.36, lit)
-    return mask
+    return _drawn(160, 40, (_box, "steel", 0.42, 0.2, 0.58, 1), *_signal(0.08, 0.0, 0.92, 0.36, lit))
 
 
 def _gantry(lit):
     """A pole with an arm to the left, over the road; one signal hangs on the arm, one on the pole."""
-    mask = _mask(160, 176)
-    _box(mask, "steel", 0.93, 0.02, 0.97, 1)
-    _box(mask, "steel", 0.05, 0.05, 0.97, 0.08)
-    _signal_face(mask, 0.08, 0.0, 0.22, 0.26, lit)
-    _signal_face(mask, 0.87, 0.4, 1.0, 0.64, lit)
-    return mask
+    arm = ((_box, "steel", 0.93, 0.02, 0.97, 1), (_box, "steel", 0.05, 0.05, 0.97, 0.08))
+    return _drawn(160, 176, *arm, *_signal(0.08, 0.0, 0.22, 0.26, lit), *_signal(0.87, 0.4, 1.0, 0.64, lit))
+
+
+def _signs():
+    """Signs on their poles: the face takes the upper part, the full width."""
+    faces = (
+        ((_oval, "sign_red", 0.5, 0.18, 0.49, 0.18), (_oval, "sign_white", 0.5, 0.18, 0.32, 0.12)),
+        ((_box, "sign_blue", 0, 0, 1, 0.34), (_box, "sign_white", 0.3, 0.08, 0.7, 0.26)),
+        (
+            (_polygon, "sign_red", (0.5, 0), (1, 0.34), (0, 0.34)),
+            (_polygon, "sign_white", (0.5, 0.1), (0.78, 0.3), (0.22, 0.3)),
+        ),
+        (
+            (_polygon, "sign_yellow", (0.5, 0), (1, 0.18), (0.5, 0.36), (0, 0.18)),
+            (_box, "sign_blue", 0.1, 0.39, 0.9, 0.5),
+        ),
+    )
+    return {f"sign_{k}": _drawn(128, 48, (_box, "steel", 0.43, 0.2, 0.57, 1), *face) for k, face in enumerate(faces)}
 
 
 def _houses(columns, rows):
     """A building's gable: rows of windows under a cornice."""
-    mask = _mask(24 * rows, 20 * columns)
+    mask = _drawn(24 * rows, 20 * columns)
     mask[:] = MATERIAL_ID["facade"]
     for row in range(rows):
         for column in range(columns):
@@ -344,18 +309,15 @@ def shapes():
     Returns:
       `{name: [h, w] uint8}` masks of materials, the top row first; 0 is see-through.
     """
-    table = {
-        "car_rear": _car_end("car_lamp"), "car_front": _car_end("car_glass"), "car_side": _car_side(),
-        "truck_rear": _truck_end(), "truck_front": _truck_front(), "truck_side": _truck_side(),
-        "bus_rear": _bus_end(), "bus_front": _bus_end(), "bus_side": _bus_side(),
+    lamp = ((0.44, 0.02, 0.54, 1), (0.5, 0.0, 1.0, 0.03), (0.8, 0.0, 1.0, 0.045))
+    table = _vehicles() | {
         "bicycle": _bicycle(False), "cyclist": _bicycle(True),
         "motorcycle": _motorcycle(False), "motorcyclist": _motorcycle(True),
-        "street_lamp": _street_lamp(), "bollard": _bollard(),
+        "street_lamp": _drawn(160, 64, *((_box, "steel", *part) for part in lamp)),
+        "bollard": _drawn(32, 8, (_box, "steel", 0, 0, 1, 1)),
         "light_red": _traffic_light((0,)), "light_green": _traffic_light((2,)), "light_amber": _traffic_light((0, 1)),
         "gantry_red": _gantry((0,)), "gantry_green": _gantry((2,)),
         "gable": _houses(4, 3), "street_end": _houses(14, 4),
     }  # fmt: skip
     table |= {f"person_{k}": _person(*pose) for k, pose in enumerate(((0.06, 0.22), (0.22, 0.3), (0.14, 0.36)))}
-    table |= {f"tree_{k}": _tree(k) for k in range(4)}
-    table |= {f"sign_{k}": _sign(k) for k in range(4)}
-    return table
+    return table | {f"tree_{k}": _tree(k) for k in range(4)} | _signs()
