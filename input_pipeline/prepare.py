@@ -1,7 +1,6 @@
 """Prepares a data set: raw folder → checked → ArrayRecord at the training size, once."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -20,25 +19,6 @@ from input_pipeline.whole_folder import turn_to_write
 
 # Sets that the run has compared with their raw files: what its first row reads, all of its rows read.
 _settled = set()
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """The raw files of a set, all of them read, and nothing wrong with what is left.
-
-    Attributes:
-      clips: the `ClipFiles` to prepare.
-      raw_size: (height, width) of the raw frames.
-      left_out: number of clips that are left out for bad files.
-      files: dict of name -> path of all files, with those of clips that are left out.
-      seen: dict of name -> (bytes, time) or None of these files, as they were before they were read.
-    """
-
-    clips: tuple = dataclasses.field(repr=False)
-    raw_size: tuple[int, int]
-    left_out: int
-    files: dict = dataclasses.field(repr=False)
-    seen: dict = dataclasses.field(repr=False)
 
 
 def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
@@ -249,7 +229,7 @@ def _check(spec, progress, threads):
         progress(f"{spec.name}/{spec.split}: skip_bad leaves out {wanted - len(good)} of {wanted} clips:")
         for line in capped([f"  {fault}" for fault in bad]):
             progress(line)
-    return Checked(tuple(good), raw_size, wanted - len(good), files, seen)
+    return base.Checked(tuple(good), raw_size, wanted - len(good), files, seen)
 
 
 def _build(spec, path, checked, progress, threads):
@@ -259,9 +239,7 @@ def _build(spec, path, checked, progress, threads):
     config = base.ClipConfig(
         name=path.parent.name,
         spec=spec,
-        clips=checked.clips,
-        raw_size=checked.raw_size,
-        left_out=checked.left_out,
+        checked=checked,
         digests=raw_files.feature_digests(spec, checked.clips, digests),
         report=progress,
         threads=threads,

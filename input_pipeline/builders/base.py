@@ -10,6 +10,7 @@ what it asks for:
 """
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -123,15 +124,32 @@ def make_example(clip, spec, raw_size):
     return example
 
 
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """The raw files of a set, all of them read, and nothing wrong with what is left.
+
+    Attributes:
+      clips: the `ClipFiles` to prepare.
+      raw_size: (height, width) of the raw frames.
+      left_out: number of clips that are left out for bad files.
+      files: dict of name -> path of all files, with those of clips that are left out.
+      seen: dict of name -> (bytes, time) or None of these files, as they were before they were read.
+    """
+
+    clips: tuple = dataclasses.field(repr=False)
+    raw_size: tuple[int, int]
+    left_out: int
+    files: dict = dataclasses.field(repr=False)
+    seen: dict = dataclasses.field(repr=False)
+
+
 @dataclasses.dataclass
 class ClipConfig(tfds.core.BuilderConfig):
     """TFDS configuration of one preparation.
 
     Attributes:
       spec: `DatasetSpec`.
-      clips: list of `ClipFiles`, checked.
-      raw_size: (height, width) of the raw frames.
-      left_out: number of clips left out for bad files.
+      checked: the `Checked` files.
       digests: {feature: digest of the raw files that it comes from}, which tells the raw set from another in the same
         place.
       report: called with lines of progress.
@@ -140,9 +158,7 @@ class ClipConfig(tfds.core.BuilderConfig):
 
     spec: spec_lib.DatasetSpec | None = None
     # TFDS prints configurations; a hundred thousand paths are left out of that.
-    clips: tuple = dataclasses.field(default=(), repr=False)
-    raw_size: tuple[int, int] = (0, 0)
-    left_out: int = 0
+    checked: Checked | None = dataclasses.field(default=None, repr=False)
     digests: dict = dataclasses.field(default_factory=dict, repr=False)
     report: object = dataclasses.field(default=print, repr=False)
     threads: int = 1
@@ -183,7 +199,7 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             )
         stored = {
             "spec": dataclasses.asdict(spec),
-            "left_out": self.builder_config.left_out,
+            "left_out": self.builder_config.checked.left_out,
             "digests": self.builder_config.digests,
         }
         return tfds.core.DatasetInfo(
@@ -196,18 +212,16 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         config = self.builder_config
-        spec, clips = config.spec, config.clips
+        spec, clips = config.spec, config.checked.clips
         values = spec.size[0] * spec.size[1] * (3 * len(spec.offsets) + 4 * len(spec.flow_pairs) + 1)
         per_shard = max(1, _SHARD_BYTES // values)
         counter = Progress(config.report, f"{spec.name}/{spec.split}: preparing clips", len(clips))
 
-        def encode(clip):
-            return make_example(clip, spec, config.raw_size)
-
         def keyed():
-            for clip, example in zip(clips, ordered_map(encode, clips, config.threads), strict=True):
+            encode = functools.partial(make_example, spec=spec, raw_size=config.checked.raw_size)
+            for example in ordered_map(encode, clips, config.threads):
                 counter.step()
-                yield clip.name, example
+                yield example["name"], example
 
         # All shards draw from one stream, so that the threads never idle between two shards.
         stream = keyed()
