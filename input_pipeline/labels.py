@@ -7,6 +7,7 @@ train id is an index into the setting's class list; 255 is ignored everywhere.
 
 import numpy as np
 
+from input_pipeline.class_maps import class_indices
 from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 
@@ -60,6 +61,23 @@ def setting_of(dataset, split, model_setting):
     if not found.splits.get(split, True):
         return None
     return dataset if model_setting in found.class_maps and model_setting not in found.settings else model_setting
+
+
+def class_groups(model_setting, spec):
+    """Finds what the classes of a model count as on a prepared set.
+
+    Args:
+      model_setting: label setting of the model.
+      spec: `DatasetSpec` of the set.
+
+    Returns:
+      Tuple of indices into the classes of `spec.classes`, see `class_maps.class_indices`; None where they are the same.
+    """
+    if spec.classes == model_setting:
+        return None
+    class_map = DATASETS[spec.name].class_maps[model_setting]
+    found = class_indices(DATASETS[model_setting].classes, DATASETS[spec.classes].classes, class_map)
+    return tuple(found.tolist())
 
 
 def train_id_table(dataset, setting):
