@@ -178,7 +178,7 @@ def test_both_sides_have_to_read_the_same(measured):
     frames = sorted((folder / "raw").rglob("aachen_000000_*_leftImg8bit.png"))
     clip = {"name": "aachen_000000_000019", "frames": [str(path) for path in reversed(frames)]}
     clip["flow"] = str(next((folder / "flow").glob("aachen_000000*")))
-    source = input.clips_lib.open_clips(next((folder / "prepared").glob("*/*/*")))
+    source = input.clips_lib.open_clips(next((folder / "prepared").rglob("metadata.json")).parent)
     input.check_same(source, [clip], SIZE)
     with pytest.raises(ValueError, match="different frames or flow for aachen_000000_000019"):
         input.check_same(source, [{**clip, "frames": clip["frames"][::-1]}], SIZE)
