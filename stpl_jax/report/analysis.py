@@ -11,7 +11,6 @@ import json
 import math
 from pathlib import Path
 
-import cv2
 import jax
 import numpy as np
 
@@ -21,14 +20,13 @@ from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import analysis_plots, checkpoint, model_choice, predict
-from stpl_jax.analysis_files import read_drawings
-from stpl_jax.analysis_text import results_text
+from stpl_jax import checkpoint, model_choice, predict
 from stpl_jax.metrics import feature_space
-from stpl_jax.page.data_uri import exact_uri, photo_uri
+from stpl_jax.report import charts, pictures
+from stpl_jax.report.analysis_files import digest
+from stpl_jax.report.render import render
 from stpl_jax.rows import row_names
 
-_MOST_FRAME_WIDTH = 512
 _TSNE_STEPS = 500
 
 
@@ -92,7 +90,7 @@ def present_checkpoints(config, workdir, rows):
 
 
 def analyse(config, workdir, checkpoints, progress=print):
-    """Compares networks, and writes `<workdir>/analysis/`: `analysis.json`, `analysis.md`, pictures, `drawings.json`.
+    """Compares networks, and writes `<workdir>/analysis/`: `analysis.json`, `analysis.md`, and their pictures.
 
     Only the first process writes.
 
@@ -127,32 +125,43 @@ def analyse(config, workdir, checkpoints, progress=print):
         variances = found[name]["variances"]["all"]
         progress(f"analyse  {name}  σ_intra {variances['intra']:.4f}  σ_inter {variances['inter']:.4f}")
 
-    counts = {name: int((sample.classes == i).sum()) for i, name in enumerate(classes)}
     results = {
         "checkpoints": found,
         "neighbours": list(settings.neighbours),
-        "pixels": counts,
+        "pixels": {name: int((sample.classes == i).sum()) for i, name in enumerate(classes)},
         "clips": len(sample.clips),
         "subsets": {subset: [classes[i] for i in members] for subset, members in subsets.items()},
         "settings": json.loads(settings.to_json_best_effort()),
         "seed": config.seed,
     }
-    folder = Path(workdir) / run_folder.ANALYSIS
-    folder.mkdir(parents=True, exist_ok=True)
-    shown, maps = _shown_clips(config, source, sample), _coloured(features, maps)
-    analysis_plots.draw_neighbours(folder / "knn.png", results)
-    analysis_plots.draw_feature_maps(folder / "feature_maps.png", shown, maps)
-    results["pictures"] = {"knn": "knn.png", "feature_maps": "feature_maps.png"}
-    layouts, few = {}, sample.classes[sample.few]
+    folder, digests = Path(workdir) / run_folder.ANALYSIS, {}
+
+    def keep(name, content):
+        write_atomically(folder / name, content)
+        digests[name] = digest(content)
+        return name
+
+    colours = charts.row_colours([*row_names(config), *found], config.method)
+    palette, few = colour_table(config.data.classes), sample.classes[sample.few]
+    tsne = {}
     for subset, members in subsets.items():
-        picture, ids = f"tsne_{subset}.png", few[np.isin(few, members)]
-        analysis_plots.draw_embeddings(folder / picture, results, subset, embeddings[subset], ids, classes)
-        results["pictures"][f"tsne_{subset}"] = picture
-        layouts[subset] = {"classes": ids.tolist(), "places": {n: _whole(x) for n, x in embeddings[subset].items()}}
-    write_atomically(folder / run_folder.ANALYSIS_TEXT, results_text(results))
-    write_atomically(folder / run_folder.DRAWINGS, json.dumps({"tsne": layouts, "maps": _panels(shown, maps)}))
+        painted = palette[few[np.isin(few, members)]]
+        tsne[subset] = {
+            name: keep(f"tsne_{subset}_{i}.png", charts.scatter_plot(places, painted))
+            for i, (name, places) in enumerate(embeddings[subset].items())
+        }
+    results["pictures"] = {
+        "knn": keep("knn.svg", charts.neighbours_chart(results, colours)),
+        "tsne": tsne,
+        "maps": [
+            {name: keep(f"map_{n}_{i}.{kind}", content) for i, (name, kind, content) in enumerate(panels)}
+            for n, panels in enumerate(_map_panels(source, sample, palette, _coloured(features, maps)))
+        ],
+    }
+    results["digests"] = digests
+    write_atomically(folder / run_folder.ANALYSIS_TEXT, render("analysis.md", analysis=results))
     write_atomically(folder / run_folder.ANALYSIS_RESULTS, json.dumps(results, indent=1, allow_nan=False))
-    progress(f"analyse  {folder / 'analysis.md'}")
+    progress(f"analyse  {folder / run_folder.ANALYSIS_TEXT}")
 
 
 def is_true(results, config, workdir):
@@ -172,26 +181,23 @@ def is_true(results, config, workdir):
 
 
 def is_enough(results, config, workdir, names):
-    """Whether an earlier analysis is true, whole, made with the same settings, and covers these names."""
-    folder = Path(workdir) / run_folder.ANALYSIS
+    """Whether an earlier analysis is there and true, made with the same settings, and covers these names."""
     return (
         results is not None
         and results["seed"] == config.seed
         and results["settings"] == json.loads(config.analysis.to_json_best_effort())
         and set(names) <= results["checkpoints"].keys()
-        and all((folder / picture).is_file() for picture in results["pictures"].values())
-        and read_drawings(workdir, results) is not None
         and is_true(results, config, workdir)
     )
 
 
 def fingerprint(variables):
     """A short text that is another one for other weights."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(variables), key=lambda x: jax.tree_util.keystr(x[0])):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def draw_sample(config, source, grid):
@@ -306,35 +312,13 @@ def _extract(model, source, sample):
     return feature_space.normalise(features), np.stack(maps)
 
 
-def _whole(places):
-    """Moves and scales `[P, 2]` to whole numbers from 0 to 1000, both axes alike."""
-    if not len(places):
-        return []
-    low, high = places.min(0), places.max(0)
-    span = max(float((high - low).max()), 1e-9)
-    centred = (places - (low + high) / 2) / span + 0.5
-    return (centred * 1000).round().astype(int).tolist()
-
-
-def _panels(shown, maps):
-    """Frame, label and each network's map of each clip as data URIs."""
-    out = []
-    for n, (frame, label) in enumerate(shown):
-        width = min(frame.shape[1], _MOST_FRAME_WIDTH)
-        size = (width, round(frame.shape[0] * width / frame.shape[1]))
-        panels = {
-            "frame": photo_uri(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)),
-            "label": exact_uri(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)),
-        }
-        out.append(panels | {name: exact_uri(pixels[n]) for name, pixels in maps.items()})
-    return out
-
-
-def _shown_clips(config, source, sample):
-    """Frame and painted label `[H, W, 3]` uint8 RGB of each clip that is shown."""
-    palette = colour_table(config.data.classes)
-    clips = [read_clip(source, sample.clips[i], (0,), (), label=True) for i in sample.shown]
-    return [(clip["frames"][0], palette[clip["label"]]) for clip in clips]
+def _map_panels(source, sample, palette, maps):
+    """Frame, label and each network's map of each clip that is shown: lists of (name, kind of file, content)."""
+    for n, i in enumerate(sample.shown):
+        clip = read_clip(source, sample.clips[i], (0,), (), label=True)
+        shown = [("frame", "webp", pictures.page_photo(clip["frames"][0]))]
+        shown.append(("label", "png", pictures.page_classes(clip["label"], palette)))
+        yield [*shown, *((name, "png", pictures.enlarged(pixels[n])) for name, pixels in maps.items())]
 
 
 def _coloured(features, maps):

@@ -1,11 +1,12 @@
 """The pictures of a report: frames with predictions and label, and a video of the network before and after."""
 
 import dataclasses
+import io
 import itertools
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
@@ -14,7 +15,6 @@ from input_pipeline.labels import CLASSES, PALETTE
 from stpl_jax import checkpoint, predict
 from stpl_jax.frames import open_source
 from stpl_jax.model_choice import row_model
-from stpl_jax.page.data_uri import classes_uri, film_uri, photo_uri
 from stpl_jax.validation import scored_parts
 from stpl_jax.video import side_by_side, video_writer, write_image
 
@@ -35,17 +35,17 @@ class Picture:
     Attributes:
       name: of the clip.
       path: of the PNG with all panels, relative to the run's folder.
-      panels: caption -> image as a data URI: frame, each network's classes, label.
+      panels: caption -> image file, as bytes: frame, each network's classes, label.
     """
 
     name: str
     path: str
-    panels: dict[str, str] = dataclasses.field(repr=False)
+    panels: dict[str, bytes] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """A short film of the frame and each network's classes, as animated images in data URIs.
+    """A short film of the frame and each network's classes, as animated images: image files, as bytes.
 
     Attributes:
       captions: of the panels.
@@ -56,9 +56,9 @@ class Strip:
     """
 
     captions: tuple[str, ...]
-    wide: str = dataclasses.field(repr=False)
-    tall: str = dataclasses.field(repr=False)
-    still: str = dataclasses.field(repr=False)
+    wide: bytes = dataclasses.field(repr=False)
+    tall: bytes = dataclasses.field(repr=False)
+    still: bytes = dataclasses.field(repr=False)
     size: tuple[int, int]
 
 
@@ -76,9 +76,48 @@ def load_models(config, workdir, evaluations, progress):
     return models
 
 
-def _panel_size(size):
-    factor = -(-_LEAST_PANEL_WIDTH // size[1])
-    return size[0] * factor, size[1] * factor
+def film(pictures, milliseconds=0):
+    """Encodes `[H, W, 3]` uint8 RGB, a list, with losses that are hard to see: WebP, as bytes.
+
+    Each picture is shown for so long, and the first follows the last; one alone stands still.
+    """
+    first, *others = map(Image.fromarray, pictures)
+    moving = dict(save_all=True, append_images=others, duration=round(milliseconds), loop=0) if others else {}
+    return _encoded(first, format="WEBP", quality=80, method=4, **moving)
+
+
+def page_photo(frame):
+    """Encodes a frame `[H, W, 3]` uint8 RGB for a page, where it is no wider than is seen: WebP, as bytes."""
+    return film([_resize(frame, _page_size(frame, _MOST_PAGE_WIDTH), cv2.INTER_AREA)])
+
+
+def page_classes(ids, palette):
+    """Encodes a class map `[H, W]` uint8 for a page, in the colours of `palette` `[256, 3]`: PNG, as bytes."""
+    image = Image.fromarray(_resize(ids, _page_size(ids, _MOST_PAGE_WIDTH), cv2.INTER_NEAREST))
+    image.putpalette(palette.tobytes())
+    return _encoded(image, format="PNG", optimize=True)
+
+
+def enlarged(pixels):
+    """Encodes a small `[h, w, 3]` uint8 RGB, each of whose pixels is to be seen: PNG, as bytes."""
+    return _encoded(Image.fromarray(_resize(pixels, _panel_size(pixels), cv2.INTER_NEAREST)), format="PNG")
+
+
+def _encoded(image, **settings):
+    file = io.BytesIO()
+    image.save(file, **settings)
+    return file.getvalue()
+
+
+def _panel_size(pixels):
+    height, width = pixels.shape[:2]
+    factor = -(-_LEAST_PANEL_WIDTH // width)
+    return height * factor, width * factor
+
+
+def _page_size(pixels, most):
+    height, width = pixels.shape[:2]
+    return (height, width) if width <= most else (round(height * most / width), most)
 
 
 def _resize(pixels, size, interpolation):
@@ -87,11 +126,6 @@ def _resize(pixels, size, interpolation):
 
 def _legend(config):
     return {name: PALETTE[name] for name in CLASSES[config.data.classes]}
-
-
-def _page_size(size, most):
-    """The size in the page: no wider than that."""
-    return size if size[1] <= most else (round(size[0] * most / size[1]), most)
 
 
 def write_pictures(config, workdir, models, progress):
@@ -110,21 +144,19 @@ def write_pictures(config, workdir, models, progress):
         return []
     source = open_domain(config, workdir, "val", progress=progress)
     palette = next(iter(models.values())).palette
-    size = _panel_size(source.spec.size)
-    small = _page_size(size, _MOST_PAGE_WIDTH)
     pictures = []
     for i in np.unique(np.linspace(0, len(source) - 1, min(config.report.frames, len(source))).round().astype(int)):
         clip = read_clip(source, int(i), *scored_parts(source), label=True)
         # Clips are newest first, a video oldest first; stored flow is in tenths of a pixel.
         frames, flow = clip["frames"][::-1], clip["flow"][::-1].astype(np.float32) / 10
+        size = _panel_size(frames[-1])
+        frame = _resize(frames[-1], size, cv2.INTER_CUBIC)
         classes = {name: model.segment(frames, flow, size)[-1] for name, model in models.items()}
         classes["label"] = _resize(clip["label"], size, cv2.INTER_NEAREST)
-        frame = _resize(clip["frames"][0], size, cv2.INTER_CUBIC)
         path = f"{run_folder.FRAMES}/{clip['name']}.png"
         panels = {"frame": frame} | {name: palette[ids] for name, ids in classes.items()}
         write_image(workdir / path, side_by_side(panels, _legend(config)))
-        panels = {"frame": photo_uri(_resize(frame, small, cv2.INTER_AREA))}
-        panels |= {name: classes_uri(_resize(x, small, cv2.INTER_NEAREST), palette) for name, x in classes.items()}
+        panels = {"frame": page_photo(frame)} | {name: page_classes(ids, palette) for name, ids in classes.items()}
         pictures.append(Picture(clip["name"], path, panels))
     progress(f"report  {len(pictures)} pictures in {workdir / run_folder.FRAMES}")
     return pictures
@@ -144,8 +176,7 @@ def write_video(config, workdir, models, progress):
     """
     frames = open_source(with_world(config, workdir, progress).world.video)
     palette = next(iter(models.values())).palette
-    size = _panel_size(frames.size)
-    small = _page_size(size, _MOST_STRIP_WIDTH)
+    size = _panel_size(np.empty(frames.size))
     every = -(-(frames.count or _MOST_STRIP_FRAMES) // _MOST_STRIP_FRAMES)
     kept = []
 
@@ -156,7 +187,8 @@ def write_video(config, workdir, models, progress):
             panels = {"frame": _resize(found[0][0].pixels, size, cv2.INTER_CUBIC)}
             panels |= {name: palette[ids] for name, (_, ids) in zip(models, found, strict=True)}
             if i % every == 0:
-                kept.append([_resize(x, small, cv2.INTER_AREA) for x in panels.values()])
+                small = {n: _resize(x, _page_size(x, _MOST_STRIP_WIDTH), cv2.INTER_AREA) for n, x in panels.items()}
+                kept.append((side_by_side(small), side_by_side(small, below=True)))
             yield side_by_side(panels, _legend(config))
 
     pictures = pictures()
@@ -165,31 +197,6 @@ def write_video(config, workdir, models, progress):
         for picture in itertools.chain([first], pictures):
             write(picture)
     progress(f"report  {workdir / run_folder.VIDEO}")
-    return _make_strip(("frame", *models), kept, every * 1000 / _VIDEO_FPS)
-
-
-def _make_strip(captions, kept, milliseconds):
-    """Puts panels `[H, W, 3]` uint8 RGB, a list of them for each moment, into a `Strip`."""
-    height, width = kept[0][0].shape[:2]
-    gap = max(2, width // 64)
-
-    def joined(panels, down, across):
-        image = Image.new("RGB", (width + across * (len(panels) - 1), height + down * (len(panels) - 1)), "white")
-        for i, (caption, pixels) in enumerate(zip(captions, panels, strict=True)):
-            image.paste(Image.fromarray(pixels), (i * across, i * down))
-            _caption(image, (i * across, i * down), caption, max(11, width // 22))
-        return image
-
-    wide = [joined(panels, 0, width + gap) for panels in kept]
-    tall = [joined(panels, height + gap, 0) for panels in kept]
-    films = [film_uri(pictures, milliseconds) for pictures in (wide, tall)]
-    return Strip(captions, *films, photo_uri(np.asarray(wide[0])), wide[0].size[::-1])
-
-
-def _caption(image, corner, text, size):
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
-    x, y = corner[0] + size // 2, corner[1] + size // 2
-    left, top, right, bottom = draw.textbbox((x, y), text, font)
-    inset = size // 4
-    draw.rectangle((left - inset, top - inset, right + inset, bottom + inset), "white")
-    draw.text((x, y), text, "black", font)
+    wide, tall = zip(*kept, strict=True)
+    films = [film(pictures, every * 1000 / _VIDEO_FPS) for pictures in (wide, tall)]
+    return Strip(("frame", *models), *films, film(wide[:1]), wide[0].shape[:2])
