@@ -91,6 +91,8 @@ def breaches(folder, allowed=None, forbidden=()):
                 "input_pipeline",
                 "stpl_jax.report",
                 "stpl_jax.checkpoint",
+                "stpl_jax.checkpoint_digests",
+                "stpl_jax.checkpoint_reading",
                 "stpl_jax.frames",
                 "stpl_jax.metrics",
                 "stpl_jax.model_choice",

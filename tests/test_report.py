@@ -17,6 +17,7 @@ from stpl_jax import checkpoint, predict
 from stpl_jax.models import make_segmenter
 from stpl_jax.models.network import initial_variables
 from stpl_jax.report import numbers, writing
+from stpl_jax.report.pictures import Picture
 
 TRAIN_SIZE = (32, 64)
 LABEL_SIZE = (64, 128)
@@ -101,7 +102,7 @@ def test_names_and_paths_show_as_they_are(tmp_path, config):
     for part in ("results", "settings"):
         found[part][row] = found[part].pop("stpl")
     found["config"]["data"]["target"]["name"] = "_city_"
-    text = writing.report_text(found, row, [(clip, f"frames/{clip}.png")])
+    text = writing.report_text(found, row, [Picture(clip, f"frames/{clip}.png", {})])
     page = MarkdownIt("commonmark").enable("table").render(text)
     assert html.unescape(re.findall("<h1>(.*)</h1>", page)[0]) == f"Adaptation to _city_ by {row}"
     cells = [html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", page)]

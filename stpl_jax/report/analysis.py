@@ -6,25 +6,23 @@ running averages normalise as they do in evaluation.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 
-from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import checkpoint, model_choice, predict
+from stpl_jax import checkpoint, checkpoint_digests, model_choice, predict
+from stpl_jax.checkpoint_reading import flat
 from stpl_jax.metrics import feature_space
 from stpl_jax.report import charts, pictures
-from stpl_jax.report.analysis_files import digest
-from stpl_jax.report.render import render
+from stpl_jax.report.analysis_files import write_results
 from stpl_jax.rows import row_names
 
 _TSNE_STEPS = 500
@@ -44,7 +42,6 @@ class Sample:
       classes: `[P]` train ids.
       few: indices of the pixels that the scatter plots show, at most `config.analysis.tsne_pixels` of each class.
       shown: which of the N clips have their feature maps drawn.
-      labels: `[N, h, w]` uint8 train ids on the feature grid.
     """
 
     clips: tuple[int, ...]
@@ -52,7 +49,6 @@ class Sample:
     classes: np.ndarray
     few: np.ndarray
     shown: tuple[int, ...]
-    labels: np.ndarray
 
 
 def find_checkpoints(config, workdir, wanted=()):
@@ -114,17 +110,21 @@ def analyse(config, workdir, checkpoints, progress=print):
     chosen = [classes.index(name) for name in settings.tsne_classes if name in classes]
     subsets = {"all": list(range(len(classes)))} | ({"chosen": chosen} if chosen else {})
 
-    found, embeddings, features, maps = {}, {name: {} for name in subsets}, {}, {}
-    for name, model in models.items():
+    found, tsne, files, features, maps = {}, {name: {} for name in subsets}, {}, {}, {}
+    palette = colour_table(config.data.classes)
+    for i, (name, model) in enumerate(models.items()):
         features[name], maps[name] = _extract(model, source, sample)
-        found[name] = {"path": str(model.path), "fingerprint": fingerprint(model.variables)}
-        found[name] |= measure(features[name], sample.classes, settings.neighbours, subsets)
+        found[name] = {"path": str(model.path), "fingerprint": _fingerprint(model.variables)}
+        found[name] |= _measure(features[name], sample.classes, settings.neighbours, subsets)
         for subset, members in subsets.items():
             few = sample.few[np.isin(sample.classes[sample.few], members)]
-            embeddings[subset][name] = embed(features[name][few], config.seed)
+            tsne[subset][name] = f"tsne_{subset}_{i}.png"
+            plot = charts.scatter_plot(embed(features[name][few], config.seed), palette[sample.classes[few]])
+            files[tsne[subset][name]] = plot
         variances = found[name]["variances"]["all"]
         progress(f"analyse  {name}  σ_intra {variances['intra']:.4f}  σ_inter {variances['inter']:.4f}")
 
+    panels = _map_panels(source, sample, palette, _coloured(features, maps))
     results = {
         "checkpoints": found,
         "neighbours": list(settings.neighbours),
@@ -133,35 +133,12 @@ def analyse(config, workdir, checkpoints, progress=print):
         "subsets": {subset: [classes[i] for i in members] for subset, members in subsets.items()},
         "settings": json.loads(settings.to_json_best_effort()),
         "seed": config.seed,
+        "pictures": {"knn": "knn.svg", "tsne": tsne, "maps": [{x: file for x, file, _ in clip} for clip in panels]},
     }
-    folder, digests = Path(workdir) / run_folder.ANALYSIS, {}
-
-    def keep(name, content):
-        write_atomically(folder / name, content)
-        digests[name] = digest(content)
-        return name
-
     colours = charts.row_colours([*row_names(config), *found], config.method)
-    palette, few = colour_table(config.data.classes), sample.classes[sample.few]
-    tsne = {}
-    for subset, members in subsets.items():
-        painted = palette[few[np.isin(few, members)]]
-        tsne[subset] = {
-            name: keep(f"tsne_{subset}_{i}.png", charts.scatter_plot(places, painted))
-            for i, (name, places) in enumerate(embeddings[subset].items())
-        }
-    results["pictures"] = {
-        "knn": keep("knn.svg", charts.neighbours_chart(results, colours)),
-        "tsne": tsne,
-        "maps": [
-            {name: keep(f"map_{n}_{i}.{kind}", content) for i, (name, kind, content) in enumerate(panels)}
-            for n, panels in enumerate(_map_panels(source, sample, palette, _coloured(features, maps)))
-        ],
-    }
-    results["digests"] = digests
-    write_atomically(folder / run_folder.ANALYSIS_TEXT, render("analysis.md", analysis=results))
-    write_atomically(folder / run_folder.ANALYSIS_RESULTS, json.dumps(results, indent=1, allow_nan=False))
-    progress(f"analyse  {folder / run_folder.ANALYSIS_TEXT}")
+    files["knn.svg"] = charts.neighbours_chart(results, colours)
+    files |= {file: content for clip in panels for _, file, content in clip}
+    progress(f"analyse  {write_results(workdir, results, files)}")
 
 
 def is_true(results, config, workdir):
@@ -172,10 +149,10 @@ def is_true(results, config, workdir):
     for name, entry in results["checkpoints"].items():
         try:
             own = model_choice.row_model(config, workdir, name) if name in row_names(config) else None
-            stored = checkpoint.load_model(entry["path"] if own is None else own, tell=lambda line: None)
+            stored = checkpoint.load_model(own or entry["path"], tell=lambda line: None)
         except checkpoint.CheckpointError:
             return False
-        if fingerprint(stored.variables) != entry["fingerprint"]:
+        if _fingerprint(stored.variables) != entry["fingerprint"]:
             return False
     return True
 
@@ -191,26 +168,12 @@ def is_enough(results, config, workdir, names):
     )
 
 
-def fingerprint(variables):
-    """A short text that is another one for other weights."""
-    found = hashlib.sha256()
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(variables), key=lambda x: jax.tree_util.keystr(x[0])):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()[:16]
+def _fingerprint(variables):
+    return checkpoint_digests.of_json(checkpoint_digests.of_arrays(flat(variables)))
 
 
 def draw_sample(config, source, grid):
-    """Draws clips and pixels; the seed decides, not the networks.
-
-    Args:
-      config: the run's configuration.
-      source: the validation set, a `ClipSource`.
-      grid: (h, w) of the features.
-
-    Returns:
-      A `Sample`.
-    """
+    """Draws clips of the validation set and pixels of the features' grid (h, w): the seed decides, not the networks."""
     settings = config.analysis
     random = np.random.default_rng((config.seed, 0))
     clips = np.sort(random.permutation(len(source))[: settings.clips])
@@ -221,38 +184,26 @@ def draw_sample(config, source, grid):
     places, classes = feature_space.sample_pixels(labels, count, settings.pixels, config.seed)
     if not len(places):
         raise AnalysisError(f"{source.path}: no labelled pixel in the {len(clips)} clips that were drawn.")
-    few = [
-        random.permutation(np.flatnonzero(classes == c))[: settings.tsne_pixels]  # as they come: no class is on top
-        for c in range(count)
-    ]
-    few = random.permutation(np.concatenate(few))
+    few = [random.permutation(np.flatnonzero(classes == c))[: settings.tsne_pixels] for c in range(count)]
+    few = random.permutation(np.concatenate(few))  # in any order: no class lies on top
     shown = np.unique(np.linspace(0, len(clips) - 1, min(settings.frames, len(clips))).round().astype(int))
-    return Sample(tuple(map(int, clips)), places, classes, few, tuple(map(int, shown)), labels)
+    return Sample(tuple(map(int, clips)), places, classes, few, tuple(map(int, shown)))
 
 
-def measure(features, classes, neighbours, subsets):
-    """Measures one network's features.
-
-    Args:
-      features: `[P, C]`, L2-normalised.
-      classes: `[P]` train ids.
-      neighbours: values of k.
-      subsets: name -> train ids; variances are given for each.
-
-    Returns:
-      JSON-able dict: `variances` (subset -> intra, inter, `null` where no pixel is of it), `same_class_share` (of the k
-      nearest, from 0 to 1, for each k).
-    """
+def _measure(features, classes, neighbours, subsets):
+    """`variances` (subset -> intra, inter) and `same_class_share` (of each k) of features `[P, C]`; None for NaN."""
     variances = {}
     for subset, members in subsets.items():
         chosen = np.isin(classes, members)
-        values = {
-            "intra": feature_space.intra_class_variance(features[chosen], classes[chosen]),
-            "inter": feature_space.inter_class_variance(features[chosen], classes[chosen]),
-        }
-        variances[subset] = {name: None if math.isnan(value) else value for name, value in values.items()}
+        intra = feature_space.intra_class_variance(features[chosen], classes[chosen])
+        inter = feature_space.inter_class_variance(features[chosen], classes[chosen])
+        variances[subset] = {"intra": _known(intra), "inter": _known(inter)}
     shares = feature_space.neighbour_shares(features, classes, neighbours)
-    return {"variances": variances, "same_class_share": [None if math.isnan(x) else float(x) for x in shares]}
+    return {"variances": variances, "same_class_share": [_known(share) for share in shares]}
+
+
+def _known(value):
+    return None if math.isnan(value) else float(value)
 
 
 def embed(features, seed):
@@ -296,12 +247,10 @@ def _features(segmenter, variables, frame):
 
 
 def _extract(model, source, sample):
-    """Features of the sample's pixels `[P, C]` and of whole clips that are shown `[n, h, w, C]`, L2-normalised."""
+    """Features of the sample's pixels `[P, C]` and of each clip that is shown `[h, w, C]`, L2-normalised."""
     features, maps = None, []
     for i, clip in enumerate(sample.clips):
         mine = np.flatnonzero(sample.places[:, 0] == i)
-        if not mine.size and i not in sample.shown:
-            continue
         frame = read_clip(source, clip, (0,), (), label=False)["frames"][0]
         grid = np.asarray(_features(model.segmenter, model.variables, frame), np.float32)
         if features is None:
@@ -309,25 +258,29 @@ def _extract(model, source, sample):
         features[mine] = grid[sample.places[mine, 1], sample.places[mine, 2]]
         if i in sample.shown:
             maps.append(feature_space.normalise(grid))
-    return feature_space.normalise(features), np.stack(maps)
+    return feature_space.normalise(features), maps
 
 
 def _map_panels(source, sample, palette, maps):
-    """Frame, label and each network's map of each clip that is shown: lists of (name, kind of file, content)."""
+    """Frame, label and each network's map of each clip that is shown: lists of (name, file, content)."""
+    panels = []
     for n, i in enumerate(sample.shown):
         clip = read_clip(source, sample.clips[i], (0,), (), label=True)
-        shown = [("frame", "webp", pictures.page_photo(clip["frames"][0]))]
-        shown.append(("label", "png", pictures.page_classes(clip["label"], palette)))
-        yield [*shown, *((name, "png", pictures.enlarged(pixels[n])) for name, pixels in maps.items())]
+        label = pictures.shrunk(palette[clip["label"]], cv2.INTER_NEAREST)
+        contents = {"frame": pictures.photo(pictures.shrunk(clip["frames"][0])), "label": pictures.exact(label)}
+        contents |= {name: pictures.exact(pictures.enlarged(colours[n])) for name, colours in maps.items()}
+        panels.append([(name, f"map_{n}_{j}.webp", content) for j, (name, content) in enumerate(contents.items())])
+    return panels
 
 
 def _coloured(features, maps):
-    """Feature maps `[n, h, w, 3]` uint8 of each network, all in the same colours."""
+    """Feature maps of each network, all in the same colours: name -> list of `[h, w, 3]` uint8."""
     mean, axes = feature_space.principal_axes(np.concatenate(list(features.values())), 3)
     seen = np.concatenate([(x - mean) @ axes.T for x in features.values()])
     low, high = np.percentile(seen, (2, 98), axis=0)
     scale = np.where(high > low, high - low, 1)
-    return {
-        name: (np.clip(((x - mean) @ axes.T - low) / scale, 0, 1) * 255).round().astype(np.uint8)
-        for name, x in maps.items()
-    }
+
+    def colours(x):
+        return (np.clip(((x - mean) @ axes.T - low) / scale, 0, 1) * 255).round().astype(np.uint8)
+
+    return {name: [colours(x) for x in shown] for name, shown in maps.items()}

@@ -1,95 +1,85 @@
-"""The files of an analysis: read only where they hold all that a page shows."""
+"""The files of an analysis: read only where they are what was written."""
 
 import hashlib
-import re
+import json
 from pathlib import Path
 
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
-from input_pipeline.files import read_json
-from input_pipeline.json_form import NUMBER_OR_NULL, OBJECT, TEXT, WHOLE, Each, Leaf, misfit
-from input_pipeline.labels import PALETTE
+from input_pipeline.files import read_json, write_atomically
+from stpl_jax.report.render import render
 
-_COUNT = Leaf("a whole number above 0", lambda value: WHOLE.fits(value) and value > 0)
-_CLASS = Leaf("the name of a class", lambda value: isinstance(value, str) and value in PALETTE)
-_NAME = re.compile(r"[a-z0-9_]+\.(png|webp|svg)")
-_PICTURE = Leaf("the name of a picture", lambda value: isinstance(value, str) and bool(_NAME.fullmatch(value)))
-
-_RESULTS = {
-    "checkpoints": Each(
-        {
-            "path": TEXT,
-            "fingerprint": TEXT,
-            "variances": Each({"intra": NUMBER_OR_NULL, "inter": NUMBER_OR_NULL}),
-            "same_class_share": [NUMBER_OR_NULL],
-        }
-    ),
-    "neighbours": [_COUNT],
-    "pixels": Each(WHOLE),
-    "clips": WHOLE,
-    "subsets": Each([_CLASS]),
-    "settings": OBJECT,
-    "seed": WHOLE,
-    "pictures": {"knn": _PICTURE, "tsne": Each(Each(_PICTURE)), "maps": [Each(_PICTURE)]},
-    "digests": Each(TEXT),
-}
+# Another number for each form of the results: readers count on what the writer of the same form has written.
+_FORM = 1
 _REMEDY = "The analysis is taken as absent; --mode=analyse writes it anew."
 
 
-def digest(content):
-    """Returns a short text that is another one for other bytes."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def read_results(workdir, progress=print):
-    """Reads `analysis.json` and the pictures that it names.
+def write_results(workdir, results, pictures):
+    """Writes an analysis.
 
     Args:
       workdir: the run's folder.
-      progress: told where any of them is damaged or missing.
+      results: of `analysis.analyse`; its `pictures` are names of files, in dicts and lists.
+      pictures: name of a file -> its content, bytes.
 
     Returns:
-      What `analysis.analyse` wrote, its `pictures` as bytes in the place of file names; None where there is none, or
-      where it is not whole: it can be made anew.
+      Path of the text.
     """
     folder = Path(workdir) / run_folder.ANALYSIS
-    file = folder / run_folder.ANALYSIS_RESULTS
+    files = pictures | {
+        run_folder.ANALYSIS_TEXT: render("analysis.md", analysis=results).encode(),
+        run_folder.ANALYSIS_RESULTS: json.dumps(results, indent=1, allow_nan=False).encode(),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    listed = {"form": _FORM, "files": {name: _digest(content) for name, content in files.items()}}
+    text = json.dumps(listed | {"digest": _digest(json.dumps(listed).encode())}, indent=1)
+    write_atomically(folder / run_folder.ANALYSIS_FILES, text)
+    return folder / run_folder.ANALYSIS_TEXT
+
+
+def read_results(workdir, progress=print):
+    """Reads an analysis.
+
+    Args:
+      workdir: the run's folder.
+      progress: told where a file is damaged or missing.
+
+    Returns:
+      What was written, `pictures` as bytes in the place of names; None where there is none, or where it is not whole:
+      it can be made anew.
+    """
+    folder = Path(workdir) / run_folder.ANALYSIS
+    file = folder / run_folder.ANALYSIS_FILES
     try:
-        found = read_json(file, _REMEDY)
-        wrong = None if found is None else _results_misfit(found)
-        if wrong:
-            raise UserError(f"{file}: expected what --mode=analyse writes, found something else ({wrong}). {_REMEDY}")
-        return found and found | {"pictures": _contents(folder, found["pictures"], found["digests"])}
+        listed = read_json(file, _REMEDY)
+        if listed is None:
+            return None
+        digest = listed.pop("digest", None)
+        if digest != _digest(json.dumps(listed).encode()) or listed["form"] != _FORM:
+            raise UserError(f"{file}: expected what --mode=analyse writes, found something else. {_REMEDY}")
+        contents = {name: _content(folder / name, digest) for name, digest in listed["files"].items()}
     except UserError as error:
         progress(f"analysis  {error}")
         return None
+    results = json.loads(contents[run_folder.ANALYSIS_RESULTS])
+    return results | {"pictures": _filled(results["pictures"], contents)}
 
 
-def _contents(folder, names, digests):
-    """Puts pictures into the place of their names, in dicts and lists."""
-    if isinstance(names, dict):
-        return {key: _contents(folder, value, digests) for key, value in names.items()}
-    if isinstance(names, list):
-        return [_contents(folder, value, digests) for value in names]
-    path = folder / names
+def _content(path, digest):
     content = path.read_bytes() if path.is_file() else None
-    if content is None or digest(content) != digests.get(names):
-        what = "other bytes" if content else "none"
-        raise UserError(f"{path}: expected the picture that --mode=analyse drew, found {what}. {_REMEDY}")
+    if content is None or _digest(content) != digest:
+        what = "no file" if content is None else "other bytes"
+        raise UserError(f"{path}: expected what --mode=analyse wrote, found {what}. {_REMEDY}")
     return content
 
 
-def _results_misfit(found):
-    """Returns what is wrong with the content of `analysis.json`, or None."""
-    wrong = misfit(found, _RESULTS)
-    if wrong:
-        return wrong
-    for name, entry in found["checkpoints"].items():
-        if len(entry["same_class_share"]) != len(found["neighbours"]):
-            return f".checkpoints.{name}.same_class_share: expected {len(found['neighbours'])} numbers"
-        if entry["variances"].keys() != found["subsets"].keys():
-            return f".checkpoints.{name}.variances: expected {', '.join(found['subsets'])}"
-    tsne = found["pictures"]["tsne"]
-    if tsne.keys() != found["subsets"].keys() or any(x.keys() != found["checkpoints"].keys() for x in tsne.values()):
-        return ".pictures.tsne: expected one of each network for each of the subsets"
-    return None
+def _filled(names, contents):
+    """Puts contents into the place of names, in dicts and lists."""
+    if isinstance(names, dict):
+        return {key: _filled(value, contents) for key, value in names.items()}
+    return [_filled(value, contents) for value in names] if isinstance(names, list) else contents[names]
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]

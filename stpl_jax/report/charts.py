@@ -1,6 +1,5 @@
 """Charts of a report, drawn by Matplotlib: lines as SVG, for light and dark pages, and scatter plots as PNG."""
 
-import dataclasses
 import io
 import re
 import textwrap
@@ -27,110 +26,81 @@ COLOURS = {
     "c4": ("#b3315b", "#ee7fa2"),
     "c5": ("#6f5848", "#c2a48e"),
 }
-_HUES = sum(name.startswith("c") for name in COLOURS)
+_HUES = [name for name in COLOURS if name.startswith("c")]
 _DARK = dict(COLOURS.values())
-# Of one unit of an SVG; as wide as a phone's screen, where letters of that size can be read.
-_POINTS = 72 / 96
-_WIDE, _NARROW = (400, 250), (330, 220)
+_MOST_POINTS = 240
+# Width and height in CSS pixels: no wider than a phone's screen, where letters of this size can still be read.
+_WIDE, _NARROW, _FONT = (400, 250), (330, 220), 14
 _STYLE = {
     "svg.fonttype": "none",  # letters stay letters
     "svg.hashsalt": "stpl_jax",  # the same file from the same values
     "text.parse_math": False,  # names may hold dollars
-    "font.size": 14 * _POINTS,
+    "font.size": _FONT * 72 / 96,
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "grid.color": COLOURS["rule"][0],
     "legend.frameon": False,
     "ytick.left": False,
-} | dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), COLOURS["soft"][0])
-_MOST_POINTS = 240
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One line of a chart.
-
-    Attributes:
-      name: what it shows.
-      points: (x, y) in the order of x.
-      colour: a name of `COLOURS`.
-      faint: points drawn thin behind the line, such as values before smoothing.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    colour: str
-    faint: tuple[tuple[float, float], ...] = ()
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), COLOURS["soft"][0]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), COLOURS["soft"][0]),
+}
 
 
 def row_colours(rows, method):
     """Gives each row a name of `COLOURS`, the same one in all charts: row -> name."""
     known = {"source_only": "source", "oracle": "oracle", method: "method"}
     others = [row for row in dict.fromkeys(rows) if row not in known]
-    return known | {row: f"c{i % _HUES}" for i, row in enumerate(others)}
+    return known | {row: _HUES[i % len(_HUES)] for i, row in enumerate(others)}
 
 
-def validation_chart(lines):
-    """Draws each row's validation mIoU over training steps: SVG, or None where there is no point."""
-    return _line_chart([_with_value(line) for line in lines], "step", "mIoU, percent", _WIDE)
+def validation_chart(scores, colours):
+    """Draws validation mIoU over training steps as SVG, bytes: row -> ((step, percent), ...), at least one of each."""
+    lines = [(f"{row}  {points[-1][1]:.1f}", points, colours[row]) for row, points in scores.items()]
+    return _line_chart(lines, "step", "mIoU, percent", _WIDE)
 
 
 def loss_chart(curves, colour):
-    """Draws one row's losses; those of other parameter groups than the network's, discriminators say, in other colours.
+    """Draws one row's losses: as logged, thin, and their running mean.
 
     Args:
       curves: name -> ((step, value), ...), of `numbers.read_curves`.
-      colour: of the network's loss, a name of `COLOURS`.
+      colour: of the network's loss, a name of `COLOURS`; other parameter groups, discriminators say, have others.
 
     Returns:
-      SVG, as bytes; None where there is no loss but 0, as of bn_statistics, which trains nothing.
+      SVG, bytes; None where there is no loss but 0, as of bn_statistics, which trains nothing.
     """
-    lines = []
-    for name, points in curves.items():
-        if name.startswith("loss/") and any(value for _, value in points):
-            own = colour if name == "loss/network" else f"c{len(lines) % _HUES}"
-            mean = thinned(smoothed(points, max(1, len(points) // 25)), _MOST_POINTS)
-            lines.append(Line(name.removeprefix("loss/"), mean, own, thinned(points, _MOST_POINTS)))
-    return _line_chart(lines, "step", "loss", _NARROW)
+    names = [name for name, points in curves.items() if name.startswith("loss/") and any(y for _, y in points)]
+    own = {name: colour if name == "loss/network" else _HUES[i % len(_HUES)] for i, name in enumerate(names)}
+    lines = [(None, thinned(curves[name]), own[name]) for name in names]
+    lines += [(name.removeprefix("loss/"), thinned(running_mean(curves[name])), own[name]) for name in names]
+    return _line_chart(lines, "step", "loss", _NARROW) if lines else None
 
 
 def neighbours_chart(results, colours):
-    """Draws the share of same-class pixels among the k nearest, a line for each network (paper, Figure 7).
+    """Draws the share of same-class pixels among the k nearest, a line for each network (paper, Figure 7): SVG, bytes.
 
     Args:
       results: the analysis, of `analysis.analyse`.
       colours: of `row_colours`.
-
-    Returns:
-      SVG, as bytes; without a share, its axes alone.
     """
     lines = []
     for name, entry in results["checkpoints"].items():
-        shares = zip(results["neighbours"], entry["same_class_share"], strict=True)
-        points = tuple((k, 100 * share) for k, share in shares if share is not None)
-        lines.append(_with_value(Line(name, points, colours[name])))
-    return _line_chart(lines, "k nearest neighbours", "same class, percent", _WIDE, log_x=True, empty=True)
+        shares = [np.nan if share is None else 100 * share for share in entry["same_class_share"]]
+        points = list(zip(results["neighbours"], shares, strict=True))
+        lines.append((f"{name}  {shares[-1]:.1f}" if shares else name, points, colours[name]))
+    return _line_chart(lines, "k nearest neighbours", "same class, percent", _WIDE, log_x=True)
 
 
-def _with_value(line):
-    """Adds the last value to a line's name."""
-    return dataclasses.replace(line, name=f"{line.name}  {line.points[-1][1]:.1f}") if line.points else line
-
-
-def _line_chart(lines, x_label, y_label, size, log_x=False, empty=False):
-    lines = [line for line in lines if line.points]
-    if not lines and not empty:
-        return None
+def _line_chart(lines, x_label, y_label, size, log_x=False):
+    """Draws (name, points, colour); a line without a name lies thin behind the others."""
+    # The legend stands below the axes, and takes no space from them.
+    names = [textwrap.fill(printable(name), 48) for name, _, _ in lines if name is not None]
+    names = names if len(names) > 1 or size == _WIDE else []
+    height = size[1] + 20 * sum(1 + name.count("\n") for name in names)
     with matplotlib.rc_context(_STYLE):
-        # The legend stands below the axes, and takes no space from them.
-        names = [textwrap.fill(printable(line.name), 48) for line in lines] if len(lines) > 1 or log_x else []
-        height = size[1] + 20 * sum(1 + name.count("\n") for name in names)
         figure = Figure(figsize=(size[0] / 96, height / 96))
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         if log_x:
@@ -141,24 +111,18 @@ def _line_chart(lines, x_label, y_label, size, log_x=False, empty=False):
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=(1, 2, 5, 10)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
         drawn = []
-        for line in lines:
-            colour = COLOURS[line.colour][0]
-            if line.faint:
-                axes.plot(*zip(*line.faint, strict=True), color=colour, linewidth=0.75, alpha=0.35, zorder=1.5)
-            drawn += axes.plot(
-                *zip(*line.points, strict=True),
-                color=colour,
-                linewidth=2.7 if line.colour == "method" else 1.8,
-                linestyle="--" if line.colour == "oracle" else "-",
+        for name, points, colour in lines:
+            style = dict(color=COLOURS[colour][0], linestyle="--" if colour == "oracle" and size == _WIDE else "-")
+            if name is None:
+                style |= dict(linewidth=0.75, alpha=0.35, linestyle="-")
+            else:
                 # A long curve needs no marks, and one point has nothing else.
-                marker="o" if len(line.points) < 20 else None,
-                markersize=5,
-            )
+                marks = dict(marker="o", markersize=5) if len(points) < 20 else {}
+                style |= dict(linewidth=2.7 if colour == "method" else 1.8) | marks
+            drawn += axes.plot(*np.transpose(points), **style)
         if names:
-            figure.legend(drawn, names, loc="outside lower left")
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+            figure.legend(drawn[-len(names) :], names, loc="outside lower left")
+        return _saved(figure, format="svg", metadata={"Date": None})
 
 
 def in_the_dark(svg):
@@ -174,29 +138,35 @@ def scatter_plot(places, colours):
       colours: `[P, 3]` uint8 RGB; later points lie above.
 
     Returns:
-      PNG, as bytes: a white square.
+      PNG, bytes: a white square.
     """
     figure = Figure(figsize=(4, 4), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1), aspect="equal")
     axes.set_axis_off()
     axes.scatter(*places.T, s=14, c=colours / 255, edgecolors="white", linewidths=0.25)
-    drawn, file = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
+    image = Image.open(io.BytesIO(_saved(figure, format="png", dpi=150))).convert("RGB")
+    file = io.BytesIO()
     # A third of the size, and the classes' colours stay what they are.
-    Image.open(drawn).convert("RGB").quantize(256).save(file, format="PNG", optimize=True)
+    image.quantize(256).save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 
-def smoothed(points, window):
-    """Running mean over the last `window` values: [(x, y)] to [(x, y)]."""
-    steps, values = zip(*points, strict=True)
-    sums = np.cumsum((0.0, *values))
-    first = np.maximum(np.arange(1, len(sums)) - window, 0)
-    means = (sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)
-    return tuple(zip(steps, means.tolist(), strict=True))
+def _saved(figure, **settings):
+    file = io.BytesIO()
+    figure.savefig(file, **settings)
+    return file.getvalue()
 
 
-def thinned(points, most):
-    """Leaves out points evenly until there are about `most`; the last stays."""
-    step = max(1, -(-len(points) // most))
-    return tuple(points[::step]) + (() if (len(points) - 1) % step == 0 else (points[-1],))
+def running_mean(points):
+    """Running mean of `[N, 2]` over the last 25th of the values: `[N, 2]`."""
+    steps, values = np.transpose(points)
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - max(1, len(values) // 25), 0)
+    sums = np.cumsum([0, *values])
+    return np.stack([steps, (sums[ends] - sums[starts]) / (ends - starts)], 1)
+
+
+def thinned(points):
+    """Leaves out points `[N, 2]` evenly, so that a chart stays small; the first and the last stay."""
+    chosen = np.linspace(0, len(points) - 1, min(len(points), _MOST_POINTS)).round().astype(int)
+    return np.asarray(points)[chosen]

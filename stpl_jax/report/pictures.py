@@ -1,8 +1,8 @@
 """The pictures of a report: frames with predictions and label, and a video of the network before and after."""
 
-import dataclasses
 import io
 import itertools
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,46 +28,40 @@ _MOST_STRIP_WIDTH = 320
 _MOST_STRIP_FRAMES = 60
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One validation frame, with what the networks see in it.
 
     Attributes:
       name: of the clip.
       path: of the PNG with all panels, relative to the run's folder.
-      panels: caption -> image file, as bytes: frame, each network's classes, label.
+      panels: caption -> WebP, bytes: frame, each network's classes, label.
     """
 
     name: str
     path: str
-    panels: dict[str, bytes] = dataclasses.field(repr=False)
+    panels: dict[str, bytes]
 
 
-@dataclasses.dataclass(frozen=True)
-class Strip:
-    """A short film of the frame and each network's classes, as animated images: image files, as bytes.
+class Strip(NamedTuple):
+    """A short film of the frame and each network's classes: animated WebP, bytes.
 
     Attributes:
-      captions: of the panels.
+      seen: names of the networks.
       wide: panels beside each other.
       tall: panels below each other, for narrow screens.
       still: the first picture of `wide`, for those who want nothing to move.
-      size: (height, width) of `wide`.
     """
 
-    captions: tuple[str, ...]
-    wide: bytes = dataclasses.field(repr=False)
-    tall: bytes = dataclasses.field(repr=False)
-    still: bytes = dataclasses.field(repr=False)
-    size: tuple[int, int]
+    seen: tuple[str, ...]
+    wide: bytes
+    tall: bytes
+    still: bytes
 
 
 def load_models(config, workdir, evaluations, progress):
     """Loads the networks to show: caption -> `Model`, source-only first."""
     models = {}
-    for row in dict.fromkeys(("source_only", config.method)):
-        if row not in evaluations:
-            continue
+    for row in [row for row in dict.fromkeys(("source_only", config.method)) if row in evaluations]:
         try:
             path = row_model(config, workdir, row) or run_folder.checkpoints(workdir, row)
             models[row] = predict.load(path, tell=progress)
@@ -76,52 +70,37 @@ def load_models(config, workdir, evaluations, progress):
     return models
 
 
-def film(pictures, milliseconds=0):
-    """Encodes `[H, W, 3]` uint8 RGB, a list, with losses that are hard to see: WebP, as bytes.
+def photo(*pictures, **moving):
+    """Encodes `[H, W, 3]` uint8 RGB with losses that are hard to see: WebP, bytes.
 
-    Each picture is shown for so long, and the first follows the last; one alone stands still.
+    Several pictures follow each other, and the first the last; `duration` says for how many milliseconds each is shown.
     """
     first, *others = map(Image.fromarray, pictures)
-    moving = dict(save_all=True, append_images=others, duration=round(milliseconds), loop=0) if others else {}
-    return _encoded(first, format="WEBP", quality=80, method=4, **moving)
+    film = dict(save_all=True, append_images=others, loop=0, **moving) if others else {}
+    return _encoded(first, quality=80, method=4, **film)
 
 
-def page_photo(frame):
-    """Encodes a frame `[H, W, 3]` uint8 RGB for a page, where it is no wider than is seen: WebP, as bytes."""
-    return film([_resize(frame, _page_size(frame, _MOST_PAGE_WIDTH), cv2.INTER_AREA)])
-
-
-def page_classes(ids, palette):
-    """Encodes a class map `[H, W]` uint8 for a page, in the colours of `palette` `[256, 3]`: PNG, as bytes."""
-    image = Image.fromarray(_resize(ids, _page_size(ids, _MOST_PAGE_WIDTH), cv2.INTER_NEAREST))
-    image.putpalette(palette.tobytes())
-    return _encoded(image, format="PNG", optimize=True)
-
-
-def enlarged(pixels):
-    """Encodes a small `[h, w, 3]` uint8 RGB, each of whose pixels is to be seen: PNG, as bytes."""
-    return _encoded(Image.fromarray(_resize(pixels, _panel_size(pixels), cv2.INTER_NEAREST)), format="PNG")
+def exact(pixels):
+    """Encodes `[H, W, 3]` uint8 RGB without losses: WebP, bytes."""
+    return _encoded(Image.fromarray(pixels), lossless=True)
 
 
 def _encoded(image, **settings):
     file = io.BytesIO()
-    image.save(file, **settings)
+    image.save(file, format="WEBP", **settings)
     return file.getvalue()
 
 
-def _panel_size(pixels):
-    height, width = pixels.shape[:2]
-    factor = -(-_LEAST_PANEL_WIDTH // width)
-    return height * factor, width * factor
+def enlarged(pixels, interpolation=cv2.INTER_NEAREST):
+    """Enlarges what is too narrow for a panel by a whole factor."""
+    factor = -(-_LEAST_PANEL_WIDTH // pixels.shape[1])
+    return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=interpolation)
 
 
-def _page_size(pixels, most):
-    height, width = pixels.shape[:2]
-    return (height, width) if width <= most else (round(height * most / width), most)
-
-
-def _resize(pixels, size, interpolation):
-    return pixels if pixels.shape[:2] == size else cv2.resize(pixels, size[::-1], interpolation=interpolation)
+def shrunk(pixels, interpolation=cv2.INTER_AREA, most=_MOST_PAGE_WIDTH):
+    """Shrinks what is wider than a page shows it."""
+    factor = min(1, most / pixels.shape[1])
+    return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=interpolation)
 
 
 def _legend(config):
@@ -129,17 +108,7 @@ def _legend(config):
 
 
 def write_pictures(config, workdir, models, progress):
-    """Writes pictures of clips spread evenly over the validation set.
-
-    Args:
-      config: the run's configuration.
-      workdir: the run's folder.
-      models: caption -> `Model`, at least one.
-      progress: called with lines of text.
-
-    Returns:
-      List of `Picture`.
-    """
+    """Writes pictures of clips spread evenly over the validation set, by models of `load_models`: list of `Picture`."""
     if not config.report.frames:
         return []
     source = open_domain(config, workdir, "val", progress=progress)
@@ -149,34 +118,25 @@ def write_pictures(config, workdir, models, progress):
         clip = read_clip(source, int(i), *scored_parts(source), label=True)
         # Clips are newest first, a video oldest first; stored flow is in tenths of a pixel.
         frames, flow = clip["frames"][::-1], clip["flow"][::-1].astype(np.float32) / 10
-        size = _panel_size(frames[-1])
-        frame = _resize(frames[-1], size, cv2.INTER_CUBIC)
+        panels = {"frame": enlarged(frames[-1], cv2.INTER_CUBIC)}
+        size = panels["frame"].shape[:2]
         classes = {name: model.segment(frames, flow, size)[-1] for name, model in models.items()}
-        classes["label"] = _resize(clip["label"], size, cv2.INTER_NEAREST)
+        classes["label"] = cv2.resize(clip["label"], size[::-1], interpolation=cv2.INTER_NEAREST)
+        panels |= {name: palette[ids] for name, ids in classes.items()}
         path = f"{run_folder.FRAMES}/{clip['name']}.png"
-        panels = {"frame": frame} | {name: palette[ids] for name, ids in classes.items()}
         write_image(workdir / path, side_by_side(panels, _legend(config)))
-        panels = {"frame": page_photo(frame)} | {name: page_classes(ids, palette) for name, ids in classes.items()}
-        pictures.append(Picture(clip["name"], path, panels))
+        small = {name: exact(shrunk(x, cv2.INTER_NEAREST)) for name, x in panels.items()}
+        small["frame"] = photo(shrunk(panels["frame"]))
+        pictures.append(Picture(clip["name"], path, small))
     progress(f"report  {len(pictures)} pictures in {workdir / run_folder.FRAMES}")
     return pictures
 
 
 def write_video(config, workdir, models, progress):
-    """Writes the generated street that has no labels, with both predictions, as `video.mp4`.
-
-    Args:
-      config: the run's configuration.
-      workdir: the run's folder.
-      models: caption -> `Model`, at least one.
-      progress: called with lines of text.
-
-    Returns:
-      The same as a `Strip`.
-    """
+    """Writes the generated street that has no labels, with each model's classes, as `video.mp4`; returns a `Strip`."""
     frames = open_source(with_world(config, workdir, progress).world.video)
     palette = next(iter(models.values())).palette
-    size = _panel_size(np.empty(frames.size))
+    size = enlarged(np.empty(frames.size, np.uint8)).shape
     every = -(-(frames.count or _MOST_STRIP_FRAMES) // _MOST_STRIP_FRAMES)
     kept = []
 
@@ -184,10 +144,10 @@ def write_video(config, workdir, models, progress):
         # Each model reads the frames by itself, so that none need be kept.
         predictions = [predict.segment_frames(model, frames, size) for model in models.values()]
         for i, found in enumerate(zip(*predictions, strict=True)):
-            panels = {"frame": _resize(found[0][0].pixels, size, cv2.INTER_CUBIC)}
+            panels = {"frame": enlarged(found[0][0].pixels, cv2.INTER_CUBIC)}
             panels |= {name: palette[ids] for name, (_, ids) in zip(models, found, strict=True)}
             if i % every == 0:
-                small = {n: _resize(x, _page_size(x, _MOST_STRIP_WIDTH), cv2.INTER_AREA) for n, x in panels.items()}
+                small = {name: shrunk(x, most=_MOST_STRIP_WIDTH) for name, x in panels.items()}
                 kept.append((side_by_side(small), side_by_side(small, below=True)))
             yield side_by_side(panels, _legend(config))
 
@@ -197,6 +157,5 @@ def write_video(config, workdir, models, progress):
         for picture in itertools.chain([first], pictures):
             write(picture)
     progress(f"report  {workdir / run_folder.VIDEO}")
-    wide, tall = zip(*kept, strict=True)
-    films = [film(pictures, every * 1000 / _VIDEO_FPS) for pictures in (wide, tall)]
-    return Strip(("frame", *models), *films, film(wide[:1]), wide[0].shape[:2])
+    films = [photo(*pictures, duration=round(every * 1000 / _VIDEO_FPS)) for pictures in zip(*kept, strict=True)]
+    return Strip(tuple(models), *films, photo(kept[0][0]))

@@ -42,13 +42,18 @@ def results_table(report):
     return (*heads, "best on validation", "seconds per step"), lines
 
 
+def class_scores(report, rows):
+    """IoU of each class in percent: [(class, [of each row])], None where it is not defined or there is no such row."""
+    found = [report["results"].get(row, {}).get("iou", {}) for row in rows]
+    names = dict.fromkeys(name for scores in report["results"].values() for name in scores["iou"])
+    return [(name, [scores.get(name) for scores in found]) for name in names]
+
+
 def iou_table(report):
     """IoU of each class, a column for each row."""
-    results = report["results"]
-    rows = oracle_last(results)
-    names = dict.fromkeys(name for scores in results.values() for name in scores["iou"])
-    lines = [(name, [percent(results[row]["iou"].get(name)) for row in rows]) for name in names]
-    return ("class", *rows), [*lines, ("mean", [percent(results[row]["miou"]) for row in rows])]
+    rows = oracle_last(report["results"])
+    lines = [(name, [percent(score) for score in scores]) for name, scores in class_scores(report, rows)]
+    return ("class", *rows), [*lines, ("mean", [percent(report["results"][row]["miou"]) for row in rows])]
 
 
 def variance_table(analysis, subset):

@@ -39,7 +39,7 @@ def write_report(config, workdir, progress=print):
     models = pictures.load_models(config, workdir, evaluations, progress)
     shown = pictures.write_pictures(config, workdir, models, progress) if models else []
     video = pictures.write_video(config, workdir, models, progress) if models and config.world.generate else None
-    text = report_text(report, config.method, [(x.name, x.path) for x in shown], run_folder.VIDEO if video else None)
+    text = report_text(report, config.method, shown, run_folder.VIDEO if video else None)
     write_atomically(workdir / run_folder.REPORT_TEXT, text)
     curves = {row: read_curves(workdir, row, progress) for row in evaluations}
     confusion = {row: evaluation.last["confusion"] for row, evaluation in evaluations.items()}
@@ -52,19 +52,9 @@ def write_report(config, workdir, progress=print):
     progress(f"report  {workdir / run_folder.REPORT_TEXT}, and to look at: {workdir / run_folder.REPORT_PAGE}")
 
 
-def report_text(report, method, named=(), video=None):
-    """Sets the report as Markdown.
-
-    Args:
-      report: of `numbers.make_report`.
-      method: name of the adapted row.
-      named: (clip name, path relative to the report) of each picture.
-      video: path of the video relative to the report, or None.
-
-    Returns:
-      The text.
-    """
-    return render("report.md", **_tables(report, method), pictures=named, video=video)
+def report_text(report, method, shown=(), video=None):
+    """Sets the report as Markdown; as `report_page`, and `video` is the video's path relative to it, or None."""
+    return render("report.md", **_tables(report, method), pictures=shown, video=video)
 
 
 def _tables(report, method):
@@ -107,7 +97,7 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
         policy=POLICY,
         sections=[(name, heading) for name, heading, content in sections if content],
         row_colours=colours,
-        classes=_class_scores(report, method),
+        classes=tables.class_scores(report, ("source_only", method, "oracle")),
         strip=strip,
         pictures=shown,
         curves=drawn,
@@ -116,28 +106,21 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
     )
 
 
-def _class_scores(report, method):
-    """IoU of each class: [(class, of source_only, of the method, of the oracle)]."""
-    found = [report["results"].get(row, {}).get("iou", {}) for row in ("source_only", method, "oracle")]
-    names = dict.fromkeys(name for scores in report["results"].values() for name in scores["iou"])
-    return [(name, *(scores.get(name) for scores in found)) for name in names]
-
-
 def _curve_charts(report, curves, colours):
     """Charts of what was logged: [(title, SVG, what is told of it, class name of the style sheet)]."""
-    results, lines, losses = report["results"], [], []
+    results, scores, losses = report["results"], {}, []
     source = results.get("source_only", {}).get("miou")
     for row in tables.oracle_last(results):
-        logged = dict(curves.get(row, {}))
-        points = logged.pop("validation/miou", ())
+        logged = curves.get(row, {})
+        points = logged.get("validation/miou", ())
         # What adaptation starts from is the source model, and that has been scored.
         starts = row != "source_only" and source is not None and report["settings"][row]["source"] != "random"
         if points:
-            start = ((0, source),) if starts and points[0][0] > 0 else ()
-            lines.append(charts.Line(row, start + points, colours[row]))
-        chart = charts.loss_chart(logged, colours[row])
-        if chart:
+            scores[row] = (((0, source),) if starts and points[0][0] > 0 else ()) + points
+        if chart := charts.loss_chart(logged, colours[row]):
             losses.append((f"Loss of {row}", chart, f"Loss of {row} over training steps", ""))
-    told = "; ".join(f"{line.name} ends at {line.points[-1][1]:.1f}" for line in lines)
-    validation = (charts.validation_chart(lines), f"Validation mIoU over training steps: {told}", "wide")
-    return ([("Validation mIoU", *validation)] if lines else []) + losses
+    if not scores:
+        return losses
+    told = "; ".join(f"{row} ends at {points[-1][1]:.1f}" for row, points in scores.items())
+    told = f"Validation mIoU over training steps: {told}"
+    return [("Validation mIoU", charts.validation_chart(scores, colours), told, "wide"), *losses]
