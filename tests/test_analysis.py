@@ -277,14 +277,17 @@ def test_few_points_have_a_layout(count):
     assert places.shape == (count, 2) and np.isfinite(places).all()
 
 
-def test_none_of_the_chosen_classes_occurs(tmp_path, tiny_config, drawn_variables):
+def test_none_of_the_chosen_classes_occurs_and_no_maps_are_wanted(tmp_path, tiny_config, drawn_variables):
     set_up(tiny_config, tmp_path, ids=(11, 21, 0))
+    tiny_config.analysis.frames = 0
     save(tmp_path / "run" / "stpl", tiny_config, drawn_variables(make_segmenter(tiny_config.model, 15)))
     modes.analyse(tiny_config, tmp_path / "run", progress=quiet)
     results = analysis_files.read_results(tmp_path / "run")
     assert results["checkpoints"]["stpl"]["variances"]["chosen"] == {"intra": None, "inter": None}
     assert "| stpl | - | - | - |" in (tmp_path / "run" / "analysis" / "analysis.md").read_text()
     assert (opened(results["pictures"]["tsne"]["chosen"]["stpl"]) == 255).all()
+    assert results["pictures"]["maps"] == []
+    assert "Feature maps" not in (tmp_path / "run" / "analysis" / "analysis.md").read_text()
 
 
 def test_only_the_first_process_analyses(tmp_path, tiny_config, monkeypatch):

@@ -1,6 +1,8 @@
 import html
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import cv2
 import jax
@@ -145,6 +147,14 @@ def test_no_gap_and_scores_that_are_not_defined(tmp_path, config):
     assert found["gap_closed"] is None and found["gap_closed_by_bn_statistics"] is None
     assert found["results"]["bn_statistics"]["miou"] is None
     assert "NaN" not in json.dumps(found)
+
+
+def test_templates_travel_with_the_package():
+    folder = Path(writing.__file__).parent
+    project = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["stpl_jax.report"]
+    there = {path for path in (folder / "templates").rglob("*") if path.is_file()}
+    assert len(there) > 10 and there <= {path for pattern in patterns for path in folder.glob(pattern)}
 
 
 def test_nothing_to_report(tmp_path, config):

@@ -99,7 +99,7 @@ def _line_chart(lines, x_label, y_label, size, log_x=False):
     # The legend stands below the axes, and takes no space from them.
     names = [textwrap.fill(printable(name), 48) for name, _, _ in lines if name is not None]
     names = names if len(names) > 1 or size == _WIDE else []
-    height = size[1] + 20 * sum(1 + name.count("\n") for name in names)
+    height = size[1] + 23 * sum(1 + name.count("\n") for name in names)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(size[0] / 96, height / 96))
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
