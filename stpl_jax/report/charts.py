@@ -12,8 +12,9 @@ from PIL import Image
 
 from stpl_jax.report.markdown import printable
 
-# name -> colour on light and on dark pages. `source`, `method` and `oracle` are rows, others take c0 to c5 in turn.
+# name -> colour on light and on dark pages. `source`, `method` and `oracle` are rows, the others take c0 to c5 in turn.
 COLOURS = {
+    "card": ("#ffffff", "#1d2024"),
     "soft": ("#5d646c", "#a2a8af"),
     "rule": ("#dedbd3", "#33383e"),
     "source": ("#8b9198", "#8d949c"),
@@ -26,7 +27,7 @@ COLOURS = {
     "c4": ("#b3315b", "#ee7fa2"),
     "c5": ("#6f5848", "#c2a48e"),
 }
-_HUES = [name for name in COLOURS if name.startswith("c")]
+_HUES = [name for name in COLOURS if re.fullmatch(r"c\d", name)]
 _DARK = dict(COLOURS.values())
 _MOST_POINTS = 240
 # Width and height in CSS pixels: no wider than a phone's screen, where letters of this size can still be read.
@@ -43,7 +44,7 @@ _STYLE = {
     "legend.frameon": False,
     "ytick.left": False,
     **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), COLOURS["card"][0]),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), COLOURS["soft"][0]),
     **dict.fromkeys(("xtick.color", "ytick.color"), COLOURS["soft"][0]),
 }
