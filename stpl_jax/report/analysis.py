@@ -4,11 +4,11 @@ All networks are asked about the same pixels of the validation set, by the featu
 running averages normalise as they do in evaluation.
 """
 
-import dataclasses
 import functools
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -32,8 +32,7 @@ class AnalysisError(UserError):
     """There is nothing to analyse."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
+class Sample(NamedTuple):
     """What every network is asked about.
 
     Attributes:

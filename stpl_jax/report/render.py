@@ -32,12 +32,7 @@ def data_uri(content):
 
 
 def _environment(show, number):
-    """Builds an environment.
-
-    Args:
-      show: text -> how it is written so that it shows as it is.
-      number: text of a number -> the same in print.
-    """
+    """Builds an environment: `show` writes any value so that it shows as it is, `number` the text of a number."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -47,20 +42,22 @@ def _environment(show, number):
         # Markup is what a template, or a filter below, has made.
         finalize=lambda value: value if isinstance(value, Markup) else show(value),
     )
-    numbers = {"percent": tables.percent, "difference": tables.difference, "figure": tables.figure, "number": str}
-    made.filters |= {name: lambda *values, of=of: Markup(number(of(*values))) for name, of in numbers.items()}
-    made.filters |= dict(uri=data_uri, link=lambda path: Markup(markdown.link(path)), in_the_dark=charts.in_the_dark)
-    made.filters |= dict(variance_table=tables.variance_table, neighbours_table=tables.neighbours_table)
-    made.filters["json"] = lambda value: Markup.escape(json.dumps(value, indent=1))
     made.globals |= dict(palette=PALETTE, colours=charts.COLOURS)
+    made.filters |= dict(
+        number=lambda text: Markup(number(text)),
+        percent=lambda value: Markup(number(tables.percent(value))),
+        difference=lambda value, base: Markup(number(tables.difference(value, base))),
+        json=lambda value: Markup.escape(json.dumps(value, indent=1)),
+        link=lambda path: Markup(markdown.link(path)),
+        uri=data_uri,
+        in_the_dark=charts.in_the_dark,
+        variance_table=tables.variance_table,
+        neighbours_table=tables.neighbours_table,
+    )
     return made
 
 
-def _typeset(number):
-    return "–" if number == "-" else number.replace("-", "−")
-
-
 _ENVIRONMENTS = {
-    ".html": _environment(markdown.printable, _typeset),
+    ".html": _environment(markdown.printable, lambda text: "–" if text == "-" else text.replace("-", "−")),
     ".md": _environment(lambda value: Markup(markdown.text(value)), str),
 }
