@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from input_pipeline.labels import CLASSES
-from stpl_jax import parallel, report, report_html, validation
+from stpl_jax import parallel, validation
 from stpl_jax.evaluate import evaluate, segment_clips
 from stpl_jax.ops.resize import argmax_resized, resize_align_corners
 from stpl_jax.records import RowScores
-from stpl_jax.report_numbers import make_report
+from stpl_jax.report import writing
+from stpl_jax.report.numbers import make_report
 
 NAMES = [f"class {i}" for i in range(5)]
 
@@ -99,10 +100,10 @@ def test_a_report_without_temporal_consistency_has_dashes_and_says_why(tiny_conf
     numbers = make_report(tiny_config, {"source_only": entry, "stpl": whole})
     assert numbers["results"]["source_only"]["temporal_consistency"] is None
     json.dumps(numbers, allow_nan=False)
-    text = report.report_text(numbers, "stpl")
+    text = writing.report_text(numbers, "stpl")
     assert "| source_only | 40.0 | +0.0 | - | - |" in text and "| 90.0 | 91.0 |" in text
-    page = report_html.page(numbers, "stpl", {}, {}, [], None, None, None)
+    page = writing.report_page(numbers, "stpl", {}, {})
     for told in (text, page):
         assert "not measured, because there was no flow into the frame before the earlier one" in told
     numbers = make_report(tiny_config, {"stpl": whole})
-    assert "not measured" not in report.report_text(numbers, "stpl")
+    assert "not measured" not in writing.report_text(numbers, "stpl")

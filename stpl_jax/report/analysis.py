@@ -4,31 +4,27 @@ All networks are asked about the same pixels of the validation set, by the featu
 running averages normalise as they do in evaluation.
 """
 
-import dataclasses
 import functools
-import hashlib
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import jax
 import numpy as np
 
-from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_atomically
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import analysis_plots, checkpoint, model_choice, predict
-from stpl_jax.analysis_files import read_drawings
-from stpl_jax.analysis_text import results_text
+from stpl_jax import checkpoint, checkpoint_digests, model_choice, predict
+from stpl_jax.checkpoint_reading import flat
 from stpl_jax.metrics import feature_space
-from stpl_jax.page.data_uri import exact_uri, photo_uri
+from stpl_jax.report import charts, pictures
+from stpl_jax.report.analysis_files import write_results
 from stpl_jax.rows import row_names
 
-_MOST_FRAME_WIDTH = 512
 _TSNE_STEPS = 500
 
 
@@ -36,8 +32,7 @@ class AnalysisError(UserError):
     """There is nothing to analyse."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
+class Sample(NamedTuple):
     """What every network is asked about.
 
     Attributes:
@@ -46,7 +41,6 @@ class Sample:
       classes: `[P]` train ids.
       few: indices of the pixels that the scatter plots show, at most `config.analysis.tsne_pixels` of each class.
       shown: which of the N clips have their feature maps drawn.
-      labels: `[N, h, w]` uint8 train ids on the feature grid.
     """
 
     clips: tuple[int, ...]
@@ -54,7 +48,6 @@ class Sample:
     classes: np.ndarray
     few: np.ndarray
     shown: tuple[int, ...]
-    labels: np.ndarray
 
 
 def find_checkpoints(config, workdir, wanted=()):
@@ -92,7 +85,7 @@ def present_checkpoints(config, workdir, rows):
 
 
 def analyse(config, workdir, checkpoints, progress=print):
-    """Compares networks, and writes `<workdir>/analysis/`: `analysis.json`, `analysis.md`, pictures, `drawings.json`.
+    """Compares networks, and writes `<workdir>/analysis/`: `analysis.json`, `analysis.md`, and their pictures.
 
     Only the first process writes.
 
@@ -116,43 +109,35 @@ def analyse(config, workdir, checkpoints, progress=print):
     chosen = [classes.index(name) for name in settings.tsne_classes if name in classes]
     subsets = {"all": list(range(len(classes)))} | ({"chosen": chosen} if chosen else {})
 
-    found, embeddings, features, maps = {}, {name: {} for name in subsets}, {}, {}
-    for name, model in models.items():
+    found, tsne, files, features, maps = {}, {name: {} for name in subsets}, {}, {}, {}
+    palette = colour_table(config.data.classes)
+    for i, (name, model) in enumerate(models.items()):
         features[name], maps[name] = _extract(model, source, sample)
-        found[name] = {"path": str(model.path), "fingerprint": fingerprint(model.variables)}
-        found[name] |= measure(features[name], sample.classes, settings.neighbours, subsets)
+        found[name] = {"path": str(model.path), "fingerprint": _fingerprint(model.variables)}
+        found[name] |= _measure(features[name], sample.classes, settings.neighbours, subsets)
         for subset, members in subsets.items():
             few = sample.few[np.isin(sample.classes[sample.few], members)]
-            embeddings[subset][name] = embed(features[name][few], config.seed)
+            tsne[subset][name] = f"tsne_{subset}_{i}.png"
+            plot = charts.scatter_plot(embed(features[name][few], config.seed), palette[sample.classes[few]])
+            files[tsne[subset][name]] = plot
         variances = found[name]["variances"]["all"]
         progress(f"analyse  {name}  σ_intra {variances['intra']:.4f}  σ_inter {variances['inter']:.4f}")
 
-    counts = {name: int((sample.classes == i).sum()) for i, name in enumerate(classes)}
+    panels = _map_panels(source, sample, palette, _coloured(features, maps))
     results = {
         "checkpoints": found,
         "neighbours": list(settings.neighbours),
-        "pixels": counts,
+        "pixels": {name: int((sample.classes == i).sum()) for i, name in enumerate(classes)},
         "clips": len(sample.clips),
         "subsets": {subset: [classes[i] for i in members] for subset, members in subsets.items()},
         "settings": json.loads(settings.to_json_best_effort()),
         "seed": config.seed,
+        "pictures": {"knn": "knn.svg", "tsne": tsne, "maps": [{x: file for x, file, _ in clip} for clip in panels]},
     }
-    folder = Path(workdir) / run_folder.ANALYSIS
-    folder.mkdir(parents=True, exist_ok=True)
-    shown, maps = _shown_clips(config, source, sample), _coloured(features, maps)
-    analysis_plots.draw_neighbours(folder / "knn.png", results)
-    analysis_plots.draw_feature_maps(folder / "feature_maps.png", shown, maps)
-    results["pictures"] = {"knn": "knn.png", "feature_maps": "feature_maps.png"}
-    layouts, few = {}, sample.classes[sample.few]
-    for subset, members in subsets.items():
-        picture, ids = f"tsne_{subset}.png", few[np.isin(few, members)]
-        analysis_plots.draw_embeddings(folder / picture, results, subset, embeddings[subset], ids, classes)
-        results["pictures"][f"tsne_{subset}"] = picture
-        layouts[subset] = {"classes": ids.tolist(), "places": {n: _whole(x) for n, x in embeddings[subset].items()}}
-    write_atomically(folder / run_folder.ANALYSIS_TEXT, results_text(results))
-    write_atomically(folder / run_folder.DRAWINGS, json.dumps({"tsne": layouts, "maps": _panels(shown, maps)}))
-    write_atomically(folder / run_folder.ANALYSIS_RESULTS, json.dumps(results, indent=1, allow_nan=False))
-    progress(f"analyse  {folder / 'analysis.md'}")
+    colours = charts.row_colours([*row_names(config), *found], config.method)
+    files["knn.svg"] = charts.neighbours_chart(results, colours)
+    files |= {file: content for clip in panels for _, file, content in clip}
+    progress(f"analyse  {write_results(workdir, results, files)}")
 
 
 def is_true(results, config, workdir):
@@ -163,48 +148,31 @@ def is_true(results, config, workdir):
     for name, entry in results["checkpoints"].items():
         try:
             own = model_choice.row_model(config, workdir, name) if name in row_names(config) else None
-            stored = checkpoint.load_model(entry["path"] if own is None else own, tell=lambda line: None)
+            stored = checkpoint.load_model(own or entry["path"], tell=lambda line: None)
         except checkpoint.CheckpointError:
             return False
-        if fingerprint(stored.variables) != entry["fingerprint"]:
+        if _fingerprint(stored.variables) != entry["fingerprint"]:
             return False
     return True
 
 
 def is_enough(results, config, workdir, names):
-    """Whether an earlier analysis is true, whole, made with the same settings, and covers these names."""
-    folder = Path(workdir) / run_folder.ANALYSIS
+    """Whether an earlier analysis is there and true, made with the same settings, and covers these names."""
     return (
         results is not None
         and results["seed"] == config.seed
         and results["settings"] == json.loads(config.analysis.to_json_best_effort())
         and set(names) <= results["checkpoints"].keys()
-        and all((folder / picture).is_file() for picture in results["pictures"].values())
-        and read_drawings(workdir, results) is not None
         and is_true(results, config, workdir)
     )
 
 
-def fingerprint(variables):
-    """A short text that is another one for other weights."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(variables), key=lambda x: jax.tree_util.keystr(x[0])):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+def _fingerprint(variables):
+    return checkpoint_digests.of_json(checkpoint_digests.of_arrays(flat(variables)))
 
 
 def draw_sample(config, source, grid):
-    """Draws clips and pixels; the seed decides, not the networks.
-
-    Args:
-      config: the run's configuration.
-      source: the validation set, a `ClipSource`.
-      grid: (h, w) of the features.
-
-    Returns:
-      A `Sample`.
-    """
+    """Draws clips of the validation set and pixels of the features' grid (h, w): the seed decides, not the networks."""
     settings = config.analysis
     random = np.random.default_rng((config.seed, 0))
     clips = np.sort(random.permutation(len(source))[: settings.clips])
@@ -215,38 +183,26 @@ def draw_sample(config, source, grid):
     places, classes = feature_space.sample_pixels(labels, count, settings.pixels, config.seed)
     if not len(places):
         raise AnalysisError(f"{source.path}: no labelled pixel in the {len(clips)} clips that were drawn.")
-    few = [
-        random.permutation(np.flatnonzero(classes == c))[: settings.tsne_pixels]  # as they come: no class is on top
-        for c in range(count)
-    ]
-    few = random.permutation(np.concatenate(few))
+    few = [random.permutation(np.flatnonzero(classes == c))[: settings.tsne_pixels] for c in range(count)]
+    few = random.permutation(np.concatenate(few))  # in any order: no class lies on top
     shown = np.unique(np.linspace(0, len(clips) - 1, min(settings.frames, len(clips))).round().astype(int))
-    return Sample(tuple(map(int, clips)), places, classes, few, tuple(map(int, shown)), labels)
+    return Sample(tuple(map(int, clips)), places, classes, few, tuple(map(int, shown)))
 
 
-def measure(features, classes, neighbours, subsets):
-    """Measures one network's features.
-
-    Args:
-      features: `[P, C]`, L2-normalised.
-      classes: `[P]` train ids.
-      neighbours: values of k.
-      subsets: name -> train ids; variances are given for each.
-
-    Returns:
-      JSON-able dict: `variances` (subset -> intra, inter, `null` where no pixel is of it), `same_class_share` (of the k
-      nearest, from 0 to 1, for each k).
-    """
+def _measure(features, classes, neighbours, subsets):
+    """`variances` (subset -> intra, inter) and `same_class_share` (of each k) of features `[P, C]`; None for NaN."""
     variances = {}
     for subset, members in subsets.items():
         chosen = np.isin(classes, members)
-        values = {
-            "intra": feature_space.intra_class_variance(features[chosen], classes[chosen]),
-            "inter": feature_space.inter_class_variance(features[chosen], classes[chosen]),
-        }
-        variances[subset] = {name: None if math.isnan(value) else value for name, value in values.items()}
+        intra = feature_space.intra_class_variance(features[chosen], classes[chosen])
+        inter = feature_space.inter_class_variance(features[chosen], classes[chosen])
+        variances[subset] = {"intra": _known(intra), "inter": _known(inter)}
     shares = feature_space.neighbour_shares(features, classes, neighbours)
-    return {"variances": variances, "same_class_share": [None if math.isnan(x) else float(x) for x in shares]}
+    return {"variances": variances, "same_class_share": [_known(share) for share in shares]}
+
+
+def _known(value):
+    return None if math.isnan(value) else float(value)
 
 
 def embed(features, seed):
@@ -290,12 +246,10 @@ def _features(segmenter, variables, frame):
 
 
 def _extract(model, source, sample):
-    """Features of the sample's pixels `[P, C]` and of whole clips that are shown `[n, h, w, C]`, L2-normalised."""
+    """Features of the sample's pixels `[P, C]` and of each clip that is shown `[h, w, C]`, L2-normalised."""
     features, maps = None, []
     for i, clip in enumerate(sample.clips):
         mine = np.flatnonzero(sample.places[:, 0] == i)
-        if not mine.size and i not in sample.shown:
-            continue
         frame = read_clip(source, clip, (0,), (), label=False)["frames"][0]
         grid = np.asarray(_features(model.segmenter, model.variables, frame), np.float32)
         if features is None:
@@ -303,47 +257,29 @@ def _extract(model, source, sample):
         features[mine] = grid[sample.places[mine, 1], sample.places[mine, 2]]
         if i in sample.shown:
             maps.append(feature_space.normalise(grid))
-    return feature_space.normalise(features), np.stack(maps)
+    return feature_space.normalise(features), maps
 
 
-def _whole(places):
-    """Moves and scales `[P, 2]` to whole numbers from 0 to 1000, both axes alike."""
-    if not len(places):
-        return []
-    low, high = places.min(0), places.max(0)
-    span = max(float((high - low).max()), 1e-9)
-    centred = (places - (low + high) / 2) / span + 0.5
-    return (centred * 1000).round().astype(int).tolist()
-
-
-def _panels(shown, maps):
-    """Frame, label and each network's map of each clip as data URIs."""
-    out = []
-    for n, (frame, label) in enumerate(shown):
-        width = min(frame.shape[1], _MOST_FRAME_WIDTH)
-        size = (width, round(frame.shape[0] * width / frame.shape[1]))
-        panels = {
-            "frame": photo_uri(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)),
-            "label": exact_uri(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)),
-        }
-        out.append(panels | {name: exact_uri(pixels[n]) for name, pixels in maps.items()})
-    return out
-
-
-def _shown_clips(config, source, sample):
-    """Frame and painted label `[H, W, 3]` uint8 RGB of each clip that is shown."""
-    palette = colour_table(config.data.classes)
-    clips = [read_clip(source, sample.clips[i], (0,), (), label=True) for i in sample.shown]
-    return [(clip["frames"][0], palette[clip["label"]]) for clip in clips]
+def _map_panels(source, sample, palette, maps):
+    """Frame, label and each network's map of each clip that is shown: lists of (name, file, content)."""
+    panels = []
+    for n, i in enumerate(sample.shown):
+        clip = read_clip(source, sample.clips[i], (0,), (), label=True)
+        label = pictures.shrunk(palette[clip["label"]], cv2.INTER_NEAREST)
+        contents = {"frame": pictures.photo(pictures.shrunk(clip["frames"][0])), "label": pictures.exact(label)}
+        contents |= {name: pictures.exact(pictures.enlarged(colours[n])) for name, colours in maps.items()}
+        panels.append([(name, f"map_{n}_{j}.webp", content) for j, (name, content) in enumerate(contents.items())])
+    return panels
 
 
 def _coloured(features, maps):
-    """Feature maps `[n, h, w, 3]` uint8 of each network, all in the same colours."""
+    """Feature maps of each network, all in the same colours: name -> list of `[h, w, 3]` uint8."""
     mean, axes = feature_space.principal_axes(np.concatenate(list(features.values())), 3)
     seen = np.concatenate([(x - mean) @ axes.T for x in features.values()])
     low, high = np.percentile(seen, (2, 98), axis=0)
     scale = np.where(high > low, high - low, 1)
-    return {
-        name: (np.clip(((x - mean) @ axes.T - low) / scale, 0, 1) * 255).round().astype(np.uint8)
-        for name, x in maps.items()
-    }
+
+    def colours(x):
+        return (np.clip(((x - mean) @ axes.T - low) / scale, 0, 1) * 255).round().astype(np.uint8)
+
+    return {name: [colours(x) for x in shown] for name, shown in maps.items()}
