@@ -1,6 +1,8 @@
-"""What all tests share: eight CPU devices, strict arithmetic, and a tiny network."""
+"""What all tests share: eight CPU devices, strict arithmetic, fast compilation, and a tiny network."""
 
 import os
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,18 @@ import pytest
 
 from configs import base
 from stpl_jax.models import make_segmenter
+
+# Most programs here run once or twice: nearly all of their time would be the compiler's. Through the environment, so that
+# processes which tests start have the same. Tests of ops and losses undo it. Programs that several tests or processes
+# compile are compiled once: the folder is new for each call of pytest, and its workers share it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+_MAKES_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ or "PYTEST_XDIST_WORKER" not in os.environ
+if _MAKES_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="stpl_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # Before the first use of a device, which every import above leaves alone.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +33,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 NUM_CLASSES = 5
 FRAME_SIZE = (32, 64)  # features are 8×16
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs; workers have ended by now."""
+    if _MAKES_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture
