@@ -7,7 +7,6 @@ a source model with random weights; then adapts ResNet-101 for two steps by STPL
 on source for one (`--mode=pretrain`), each with its validation at 1024×2048. Prints wall-clock time and peak memory.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -20,6 +19,7 @@ import cv2
 import jax
 import numpy as np
 
+from benchmarks import measure
 from configs import viper
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
@@ -94,7 +94,7 @@ def run(name, workdir, *flags):
 
 def main():
     """Writes the trees and the model, adapts, pretrains."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, None)
     parser.add_argument("--workdir", type=Path, required=True, help="new folder")
     workdir = parser.parse_args().workdir
     write_trees(workdir / "raw")

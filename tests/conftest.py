@@ -12,9 +12,9 @@ import pytest
 from configs import base
 from stpl_jax.models import make_segmenter
 
-# Most programs here run once or twice: nearly all of their time would be the compiler's. Through the environment, so that
-# processes which tests start have the same. Tests of ops and losses undo it. Programs that several tests or processes
-# compile are compiled once: the folder is new for each call of pytest, and its workers share it.
+# Most programs here run once or twice: nearly all of their time would be the compiler's. Through the environment, so
+# that processes which tests start have the same. Programs that several tests or processes compile are compiled once:
+# the folder is new for each call of pytest, and its workers share it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 _MAKES_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ or "PYTEST_XDIST_WORKER" not in os.environ
