@@ -12,15 +12,17 @@ import pytest
 from configs import base
 from stpl_jax.models import make_segmenter
 
-# Most programs here run once or twice: nearly all of their time would be the compiler's. Through the environment, so
-# that processes which tests start have the same. Programs that several tests or processes compile are compiled once:
-# the folder is new for each call of pytest, and its workers share it.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_disable_most_optimizations", True)
-_MAKES_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ or "PYTEST_XDIST_WORKER" not in os.environ
+# Most programs here run once or twice: nearly all of their time would be the compiler's. So they are compiled without
+# most optimisations and by the older emitters, in half the time or less; and those that several tests or processes
+# compile are compiled once: the folder is new for each call of pytest, and its workers share it. All by the
+# environment, so that processes which tests start have the same. `optimised` undoes the first.
+_MAKES_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
 if _MAKES_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="stpl_jax_tests_")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
@@ -39,6 +41,14 @@ def pytest_unconfigure():
     """Removes the compiled programs; workers have ended by now."""
     if _MAKES_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Compiles with all optimisations, for tests of what the compiler makes of a program."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

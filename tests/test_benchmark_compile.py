@@ -167,7 +167,7 @@ def small(tiny_config):
     return tiny_config
 
 
-def test_the_real_step_is_lowered_and_measured(small):
+def test_the_real_step_is_lowered_and_measured(small, optimised):
     settings = row_config(small, small.method)
     found = compile_for.measure_program(compile_for.lower_step(settings, jax.devices()[:4]), 1)
     segmenter = compile_for.build_segmenter(settings)

@@ -1,20 +1,11 @@
-"""What the tests of methods share: a network of two blocks, and programs that compile fast."""
+"""What the tests of methods share: a network of two blocks."""
 
-import jax
 import pytest
 
 from stpl_jax.models import make_segmenter
 
 SIZE = (16, 32)  # frames; features are 4×8, of which 22 pixels are confident
 CLASSES = 5
-
-
-@pytest.fixture(scope="package", autouse=True)
-def fast_compilation():
-    """Programs here run once or twice: most of their time would be the compiler's."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
