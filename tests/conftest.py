@@ -128,6 +128,25 @@ def drawn_variables():
     return draw_variables
 
 
+@pytest.fixture
+def small_config(tiny_config):
+    """A fresh configuration of a network of two stages with one block each."""
+    tiny_config.model.backbone.update({"blocks": (1, 1), "widths": (4, 4), "strides": (2, 1), "dilations": (1, 2)})
+    return tiny_config
+
+
+@pytest.fixture
+def small_segmenter(small_config):
+    """The network of `small_config`."""
+    return make_segmenter(small_config.model, NUM_CLASSES)
+
+
+@pytest.fixture
+def small_variables(small_segmenter, drawn_variables):
+    """Variables of `small_segmenter`."""
+    return drawn_variables(small_segmenter)
+
+
 def make_clips(count, seed=0, frames=2, pairs=((0, 1),), label=False, size=FRAME_SIZE, num_classes=NUM_CLASSES):
     """Random clips as the loader gives them, one domain: smooth frames that drift, flow of a few pixels."""
     random = np.random.default_rng(seed)

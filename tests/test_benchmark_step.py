@@ -84,7 +84,7 @@ for module in (step.viper, step.synthetic):
 
 
 def make_case(config, reading):
-    """Changes a tiny configuration: one of `READINGS`, and no augmentation, which either side draws by itself."""
+    """Changes a small configuration: one of `READINGS`, and no augmentation, which either side draws by itself."""
     chosen = READINGS[reading]
     config.data.target.size = SIZE
     config.batch_norm.average_over = chosen["average_over"]
@@ -112,11 +112,11 @@ def load(network, state):
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_two_steps_as_ours(reading, tiny_config, tiny_variables, to_float64, x64):
-    config = make_case(tiny_config, reading)
+def test_two_steps_as_ours(reading, small_config, small_variables, to_float64, x64):
+    config = make_case(small_config, reading)
     module = accel_module(config.model, CLASSES).clone(dtype=jnp.float64, param_dtype=jnp.float64)
     segmenter = as_network(module)
-    method, optimisers, state = first_state(config, segmenter, to_float64(tiny_variables))
+    method, optimisers, state = first_state(config, segmenter, to_float64(small_variables))
     forms = {"plain": Form(), "batched": Form(batched=True, channels_last=True, fused=True)}
     theirs = {name: TorchStep(config, CLASSES, form, "cpu", torch.float64) for name, form in forms.items()}
     for one in theirs.values():
@@ -154,8 +154,8 @@ def keep_outputs(one):
 
 
 @pytest.mark.parametrize(("form", "count"), [("best", 3), ("best, frame by frame", 4)])
-def test_best_is_near_plain_and_compiles_once(form, count, tiny_config, monkeypatch):
-    config, graphs, compiler = make_case(tiny_config, "embedded"), [], torch.compile
+def test_best_is_near_plain_and_compiles_once(form, count, small_config, monkeypatch):
+    config, graphs, compiler = make_case(small_config, "embedded"), [], torch.compile
     config.methods.stpl.augment.update({"blur_probability": 0.5, "jitter_probability": 0.5})
 
     def backend(graph, inputs):
@@ -188,11 +188,11 @@ def test_best_is_near_plain_and_compiles_once(form, count, tiny_config, monkeypa
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in best.network.parameters())
 
 
-def test_settings_that_are_not_followed_are_refused(tiny_config):
-    tiny_config.methods.stpl.contrast.scope = "device"
-    tiny_config.num_frames = 3
+def test_settings_that_are_not_followed_are_refused(small_config):
+    small_config.methods.stpl.contrast.scope = "device"
+    small_config.num_frames = 3
     with pytest.raises(ValueError, match=r"num_frames=3, not 2; methods.stpl.contrast.scope='device', not 'clip'"):
-        TorchStep(tiny_config, CLASSES, Form(), "cpu")
+        TorchStep(small_config, CLASSES, Form(), "cpu")
 
 
 @pytest.mark.parametrize("averaged", [2, 4])
@@ -217,9 +217,9 @@ def test_frames_in_one_batch_are_normalised_as_frames_one_by_one(averaged):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_augmentation_as_ours_by_the_same_draw(seed, tiny_config):
+def test_augmentation_as_ours_by_the_same_draw(seed, small_config):
     numbers = random.Random(seed)
-    draw = torch_augment.sample(numbers, 64, tiny_config.methods.stpl.augment)
+    draw = torch_augment.sample(numbers, 64, small_config.methods.stpl.augment)
     frames = np.random.default_rng(seed).uniform(0, 255, (2, 64, 48, 3)).astype(np.float32)
 
     def one_frame(frame):
@@ -235,8 +235,8 @@ def test_augmentation_as_ours_by_the_same_draw(seed, tiny_config):
     assert torch.equal(torch_augment.augment(torch.from_numpy(frames), neither), torch.from_numpy(frames))
 
 
-def test_draws_follow_the_settings(tiny_config):
-    settings, numbers = tiny_config.methods.stpl.augment, random.Random(0)
+def test_draws_follow_the_settings(small_config):
+    settings, numbers = small_config.methods.stpl.augment, random.Random(0)
     draws = [torch_augment.sample(numbers, 256, settings) for _ in range(4000)]
     assert abs(np.mean([draw.blur for draw in draws]) - 0.6) < 0.03
     assert abs(np.mean([draw.jitter for draw in draws]) - 0.8) < 0.03
@@ -252,10 +252,10 @@ def test_draws_follow_the_settings(tiny_config):
 
 
 @pytest.mark.parametrize("block", [1024, 40], ids=["one block", "nine blocks"])
-def test_our_step_does_what_pytorch_counts(block, tiny_config, tiny_segmenter, tiny_variables):
-    config = make_case(tiny_config, "paper")
+def test_our_step_does_what_pytorch_counts(block, small_config, small_segmenter, small_variables):
+    config = make_case(small_config, "paper")
     config.methods.stpl.contrast.block = block
-    method, optimisers, state = first_state(config, tiny_segmenter, tiny_variables)
+    method, optimisers, state = first_state(config, small_segmenter, small_variables)
     batch = {"target": step_forms.make_clips(config, 1)}
     step = make_train_step(method, optimisers, 0)
     found = products_flop(jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 1)])(state, batch))
@@ -267,9 +267,9 @@ def test_our_step_does_what_pytorch_counts(block, tiny_config, tiny_segmenter, t
     assert expected <= found <= expected + 3 * similarities + 0.02 * expected
 
 
-def test_stages_make_up_the_step(tiny_config, tiny_segmenter, tiny_variables):
-    config = make_case(tiny_config, "embedded")
-    method, optimisers, state = first_state(config, tiny_segmenter, tiny_variables)
+def test_stages_make_up_the_step(small_config, small_segmenter, small_variables):
+    config = make_case(small_config, "embedded")
+    method, optimisers, state = first_state(config, small_segmenter, small_variables)
     data = jax.tree.map(jnp.asarray, step_forms.make_clips(config, 2))
     parts = step_stages.stages(method, optimisers, state, data)
     assert set(step_stages.WHOLE) < set(parts)
@@ -290,8 +290,8 @@ def test_stages_make_up_the_step(tiny_config, tiny_segmenter, tiny_variables):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), found, expected)
 
 
-def test_a_run_prints_and_writes(tiny_config, tmp_path, monkeypatch, capsys):
-    config = make_case(tiny_config, "paper")
+def test_a_run_prints_and_writes(small_config, tmp_path, monkeypatch, capsys):
+    config = make_case(small_config, "paper")
     monkeypatch.setattr(sys, "argv", ["step", "--rounds=2", "--steps=1", "--forms", "plain", f"--out={tmp_path}"])
     monkeypatch.setattr(step, "set_up", lambda options, parser: ("cpu", False, config))
     monkeypatch.setattr(step, "memory_in_own_process", lambda name: {"ours": 2**30, "plain": None}[name])
