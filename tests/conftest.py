@@ -37,6 +37,16 @@ NUM_CLASSES = 5
 FRAME_SIZE = (32, 64)  # features are 8×16
 
 
+# Files that take longest, the longest first: a worker that began one of them last would work on alone.
+LONGEST = ("test_multihost.py", "test_train.py", "test_gradients.py", "test_main.py", "test_flownet2.py")
+LONGEST += ("test_benchmark_step.py", "test_parity_step.py", "test_rda.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first; each file goes to one worker as a whole, in this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure():
     """Removes the compiled programs; workers have ended by now."""
     if _MAKES_CACHE:
