@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import field_loader, input, raw_frames
+from benchmarks import field_loader, input, measure, performance, raw_frames
 
 RAW_SIZE, SIZE = (64, 128), (32, 64)
 
@@ -168,7 +168,7 @@ def test_the_benchmark_runs(measured):
     frames = sorted((folder / "raw").rglob("*_leftImg8bit.png"))
     assert len(frames) == 2 * 3
     assert result["bytes"]["raw_frame"] == np.mean([path.stat().st_size for path in frames])
-    text = input.table(result)
+    text = performance.reading({"machine": measure.machine(), **result})
     for name in result["rows"]:
         assert name in text
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # What every part may ask for: errors, files, and where things lie in a run's folder.
 LOWEST = ("input_pipeline.errors", "input_pipeline.files", "input_pipeline.run_folder")
 CHECKPOINT_PARTS = tuple(f"stpl_jax.checkpoint_{part}" for part in ("digests", "places", "reading"))
-OURS = ("benchmarks", "configs", "input_pipeline", "stpl_jax", "tests")
+OURS = ("benchmarks", "configs", "experiments", "input_pipeline", "stpl_jax", "tests")
 
 
 def modules(folder):
@@ -126,7 +126,7 @@ def test_torch_is_optional_and_the_converters_stand_alone():
 
 @pytest.mark.parametrize("folder", ["input_pipeline", "stpl_jax", "configs", "main.py"])
 def test_nobody_imports_benchmarks_or_tests(folder):
-    assert not breaches(folder, forbidden=("benchmarks", "tests", "conftest", "pytest"))
+    assert not breaches(folder, forbidden=("benchmarks", "experiments", "tests", "conftest", "pytest"))
 
 
 def test_pmap_is_said_in_one_place():

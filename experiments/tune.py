@@ -1,20 +1,20 @@
 """Chooses the embedded benchmark's learning rates: the same tries for every row, on development seeds.
 
-    python -m benchmarks.tune --seeds 100 101 --rates 1e-4 3e-4 2e-3
+    python -m experiments.tune --seeds 100 101 --rates 1e-4 3e-4 2e-3
 
 Each row of the tables adapts once with each rate on each seed; `configs/synthetic.py` is to name the rate with the best
 mean mIoU at the last step. Nothing else varies. Writes `tuning.md` and `tuning.json`; a run that was stopped goes on.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.tables import TABLES, run_seed
+from benchmarks import measure
 from configs.synthetic import LEARNING_RATES
+from experiments.tables import TABLES, run_seed
 from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
 
@@ -78,12 +78,12 @@ def table(scores, rates):
 
 def main():
     """Runs what is missing and writes the tries."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="100 and up")
     parser.add_argument("--rates", nargs="+", default=["1e-4", "3e-4", "2e-3"])
     parser.add_argument("--rows", nargs="+", default=rows())
     parser.add_argument("--workdir", type=Path, default=Path("runs/tune"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if min(arguments.seeds) < 100:
         parser.error("settings are never chosen on the seeds of the tables: 100 and up")
@@ -96,7 +96,7 @@ def main():
             scores[rate][seed] = adapt(workdir, source, seed, rate, arguments.rows)
     text, chosen = table(scores, arguments.rates)
     head = f"mIoU at the last step on seeds {' '.join(map(str, arguments.seeds))}, for each learning rate\n\n"
-    command = " ".join(["python -m benchmarks.tune", *sys.argv[1:]])
+    command = " ".join(["python -m experiments.tune", *sys.argv[1:]])
     write_atomically(arguments.results / "tuning.md", f"{head}{text}\n\n    {command}\n")
     content = {"command": command, "scores": scores, "chosen": chosen}
     write_atomically(arguments.results / "tuning.json", json.dumps(content, indent=1))

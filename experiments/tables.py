@@ -3,14 +3,13 @@
 Tables 6 and 7 are not in the paper. 6: every source-free row, and by how much `stpl_plus` is above it on the same seed.
 7: STPL in bfloat16 beside float32.
 
-    python -m benchmarks.tables --table=3 --seeds=3
-    python -m benchmarks.tables --table=3 --seeds=3 --first-seed=100 --results=runs/development
+    python -m experiments.tables --table=3 --seeds=3
+    python -m experiments.tables --table=3 --seeds=3 --first-seed=100 --results=runs/development
 
 Each seed is a world of its own and one working directory, `<workdir>/<config>/seed<N>`, which tables share: a row that
 is done there is not run again, and one that was stopped goes on. Writes `table<N>.md`, `.csv` and `.json`.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -20,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import measure
 from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
 
@@ -50,7 +50,7 @@ class Table:
 def _comparison(source, fda, pixmatch, rda, ur, hcl, da_vsn, vat_vst, tps, starred, stpl, oracle):
     return (
         Row("source_only", "Source-only", source),
-        Row("bn_statistics", "Batch statistics alone (control)"),
+        CONTROL,
         Row("fda", "FDA (image, UDA)", fda),
         Row("pixmatch", "PixMatch (image, UDA)", pixmatch),
         Row("rda", "RDA (image, UDA)", rda),
@@ -68,6 +68,16 @@ def _comparison(source, fda, pixmatch, rda, ur, hcl, da_vsn, vat_vst, tps, starr
     )
 
 
+SOURCE, CONTROL = Row("source_only", "Source-only", 37.1), Row("bn_statistics", "Batch statistics alone (control)")
+ORACLE = Row("oracle", "Oracle", 69.9)
+OBJECTIVES = (
+    Row("self_training", "Vanilla self-training", 45.4),
+    Row("duplicate", "Duplicate CL", 45.7),
+    Row("temporal", "Temporal-only CL", 47.4),
+    Row("spatial", "Spatial-only CL", 51.1),
+    Row("naive", "Naïve T+S CL", 51.4),
+)
+
 TABLES = {
     1: Table(
         "VIPER → Cityscapes-Seq, mIoU",
@@ -83,28 +93,24 @@ TABLES = {
         "Objective functions, mIoU",
         "configs/synthetic.py",
         (
-            Row("source_only", "Source-only", 37.1),
-            Row("bn_statistics", "Batch statistics alone (control)"),
-            Row("self_training", "Vanilla self-training", 45.4),
-            Row("duplicate", "Duplicate CL", 45.7),
-            Row("temporal", "Temporal-only CL", 47.4),
-            Row("spatial", "Spatial-only CL", 51.1),
-            Row("naive", "Naïve T+S CL", 51.4),
+            SOURCE,
+            CONTROL,
+            *OBJECTIVES,
             Row("stpl", "STPL", 52.5),
-            Row("oracle", "Oracle", 69.9),
+            ORACLE,
         ),
     ),
     4: Table(
         "Fusion operations, mIoU",
         "configs/synthetic.py",
         (
-            Row("source_only", "Source-only", 37.1),
-            Row("bn_statistics", "Batch statistics alone (control)"),
+            SOURCE,
+            CONTROL,
             Row("stpl_add", "Element-wise addition", 51.4),
             Row("stpl_conv1x1", "1×1 convolution layer", 51.8),
             Row("stpl_concat", "Concatenation", 52.3),
             Row("stpl", "STAM", 52.5),
-            Row("oracle", "Oracle", 69.9),
+            ORACLE,
         ),
     ),
     5: Table(
@@ -112,7 +118,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             Row("source_only", "Source-only", 72.93),
-            Row("bn_statistics", "Batch statistics alone (control)"),
+            CONTROL,
             Row("temporal", "Temporal-only CL", 75.84),
             Row("spatial", "Spatial-only CL", 77.68),
             Row("naive", "Naïve T+S CL", 80.91),
@@ -125,13 +131,9 @@ TABLES = {
         "Source-free rows, mIoU",
         "configs/synthetic.py",
         (
-            Row("source_only", "Source-only", 37.1),
-            Row("bn_statistics", "Batch statistics alone (control)"),
-            Row("self_training", "Vanilla self-training", 45.4),
-            Row("duplicate", "Duplicate CL", 45.7),
-            Row("temporal", "Temporal-only CL", 47.4),
-            Row("spatial", "Spatial-only CL", 51.1),
-            Row("naive", "Naïve T+S CL", 51.4),
+            SOURCE,
+            CONTROL,
+            *OBJECTIVES,
             Row("stpl_add", "STPL, element-wise addition", 51.4),
             Row("stpl_conv1x1", "STPL, 1×1 convolution layer", 51.8),
             Row("stpl_concat", "STPL, concatenation", 52.3),
@@ -144,7 +146,7 @@ TABLES = {
             Row("vat_vst_free", "VAT-VST*", 43.6),
             Row("tps_free", "TPS*", 27.8),
             Row(OURS, "STPL+, ours"),
-            Row("oracle", "Oracle", 69.9),
+            ORACLE,
         ),
     ),
     7: Table(
@@ -152,7 +154,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             Row("source_only", "Source-only"),
-            Row("bn_statistics", "Batch statistics alone (control)"),
+            CONTROL,
             Row("stpl", "STPL, float32"),
             Row("stpl_bfloat16", "STPL, bfloat16"),
             Row("oracle", "Oracle"),
@@ -287,9 +289,9 @@ def markdown(number, lines, seeds, command):
         f"# Table {number}: {table.title}",
         f"The embedded benchmark, seeds {', '.join(map(str, seeds))}, last step, percent, mean ± standard deviation "
         "over seeds. The paper's column is of the real sets: only orderings and signs can be compared with it.",
-        _table(head, body),
+        measure.markdown(head, body),
         "IoU of each class, mean over seeds:",
-        _table(("row", *classes), by_class),
+        measure.markdown(("row", *classes), by_class),
         f"    {command}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -297,11 +299,6 @@ def markdown(number, lines, seeds, command):
 
 def _short(value):
     return "-" if value is None else f"{value:.1f}"
-
-
-def _table(head, body):
-    rows = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def comma_separated(lines):
@@ -319,13 +316,13 @@ def comma_separated(lines):
 
 def main():
     """Runs what is missing and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, None)
     parser.add_argument("--table", type=int, choices=TABLES, action="append", required=True, help="may be repeated")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from --first-seed on")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--config", type=Path, help="in place of the table's own")
     parser.add_argument("--workdir", type=Path, default=Path("runs/tables"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
     arguments, flags = parser.parse_known_args()
     unknown = [flag for flag in flags if not flag.startswith("--config.")]
     if unknown:
@@ -340,7 +337,7 @@ def main():
             for seed in seeds
         }
         lines = summarise(table.rows, runs, table.compared)
-        command = " ".join(["python -m benchmarks.tables", *sys.argv[1:]])
+        command = " ".join(["python -m experiments.tables", *sys.argv[1:]])
         text = markdown(number, lines, seeds, command)
         content = {"table": number, "seeds": list(seeds), "command": command, "rows": lines}
         write_atomically(arguments.results / f"table{number}.md", text)
