@@ -14,6 +14,7 @@ commit found stays in it.
 Operations are those that the compiler counts in one run of the program; the body of a loop counts once.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -26,8 +27,8 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import measure
-from benchmarks.scaling import CHIPS, GIB, UTILISATION, all_reduced_bytes, largest_fitting, scaling
+from benchmarks import measure, performance
+from benchmarks.scaling import CHIPS, all_reduced_bytes, largest_fitting, scaling
 from benchmarks.tpu_topology import topology_devices
 from stpl_jax import parallel
 from stpl_jax.methods import make_method
@@ -38,7 +39,6 @@ from stpl_jax.train_state import create_state, make_train_step
 
 # What a call adds to the JSON, beside the settings that it was found with.
 FOUND = ("programs", "largest")
-COLUMNS = ("dtype", "remat", "clips", "TFLOP/clip", "temporaries", "arguments", "outputs", "all-reduced", "compiled in")
 
 
 def parse_topology(name):
@@ -157,37 +157,7 @@ def out_of_memory(message):
     return f"Temporaries of {found[1]} of {found[2]} hbm" if found else message.splitlines()[0]
 
 
-def table_row(dtype, remat, found):
-    """Writes one program as a row of the table; sizes in GiB, but what is all-reduced in MiB."""
-    cells = [dtype, remat, str(found["clips"])]
-    seconds = f"{found['seconds_to_compile']:.0f} s"
-    if "does_not_fit" in found:
-        return [*cells, found["does_not_fit"], "", "", "", "", seconds]
-    sizes = [f"{found[name] / GIB:.2f} GiB" for name in ("temporaries", "arguments", "outputs")]
-    reduced = f"{found['bytes_all_reduced'] / 2**20:.1f} MiB"
-    return [*cells, f"{found['flops_per_clip'] / 1e12:.2f}", *sizes, reduced, seconds]
-
-
-def print_row(cells):
-    """Prints a row of a table in Markdown, at once: the next may take minutes."""
-    print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def scaling_text(chip, found):
-    """Says in words what `scaling` found."""
-    times = found["scaling"]
-    every, corner = (
-        f"{1e3 * times[links]['all_reduce_seconds']:.2f} ms, {100 * times[links]['share_of_step']:.2f}% of a step"
-        for links in ("all_links", "corner_links")
-    )
-    return (
-        f"{found['clips']} clips a chip: arithmetic {1e3 * times['step_seconds']:.1f} ms at {UTILISATION:.0%} of "
-        f"{chip.peak_flops / 1e12:.0f} TFLOP/s; ring all-reduce {every}, over a chip's {chip.links} links "
-        f"({8 * chip.link_bandwidth / 1e9:,.0f} Gbit/s together), {corner}, over those of a corner"
-    )
-
-
-def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
+def run(config, topology, dtypes, remat, counts, limit, folder, progress):
     """Compiles all that is asked for; writes the JSON after each program, so that none is lost.
 
     Args:
@@ -221,8 +191,7 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
     name = f"compile_{topology.replace(':', '_')}"
     earlier = earlier_results(Path(folder) / f"{name}.json", content)
     progress(f"{topology}: {len(devices)} × {devices[0].device_kind}, {config.method}, frames {content['size']}")
-    print_row(COLUMNS)
-    print_row(["---"] * len(COLUMNS))
+    progress(measure.markdown(performance.COMPILED_HEAD, []))
     for dtype, kept in itertools.product(dtypes or [config.model.dtype], remat or [config.model.backbone.remat]):
         settings = row_config(config, config.method)
         settings.model.dtype, settings.model.backbone.remat = dtype, kept
@@ -237,7 +206,7 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
                 found["scaling"] = scaling(chip, sides, flops, found["bytes_all_reduced"])
             content["programs"].append(found)
             measure.write(name, with_earlier(content, earlier), folder)
-            print_row(table_row(*setting.values(), found))
+            progress(f"| {' | '.join(performance.compiled_row(content, found))} |")
             return "flops" in found
 
         if counts:
@@ -247,9 +216,6 @@ def run(config, topology, dtypes, remat, counts, limit, folder, progress=print):
             content["largest"].append(setting | {"clips_per_device": largest_fitting(fits, limit), "limit": limit})
     for found in content["largest"]:
         progress(f"{found['dtype']}, remat {found['remat']}: {found['clips_per_device']} clips a chip fit, and no more")
-    for found in content["programs"]:
-        if "scaling" in found:
-            progress(f"{found['dtype']}, remat {found['remat']}, " + scaling_text(chip, found))
     return measure.write(name, with_earlier(content, earlier), folder)
 
 
@@ -322,8 +288,9 @@ def main(argv):
         sys.exit(f"--topology is missing (v5e:2x2, say), or there is more than flags: {rest}. --help lists all flags.")
     # Nothing runs on a device, and a real one may be busy.
     jax.config.update("jax_platforms", "cpu")
+    tell = functools.partial(print, flush=True)  # at once: the next line may take minutes
     try:
-        path = run(values.config, values.topology, values.dtype, values.remat, counts, values.limit, values.out)
+        path = run(values.config, values.topology, values.dtype, values.remat, counts, values.limit, values.out, tell)
     except ValueError as error:
         sys.exit(str(error))
     print(path)

@@ -8,7 +8,6 @@ here, and float64 to judge by), with the flow that predict estimates. Prints the
 their two best scores are.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks import measure
 from input_pipeline.optical_flow import dis_flow
 from tests.torch_reference.torch_accel import TorchAccel, draw_weights, normalise
 
@@ -74,7 +74,7 @@ def run(*command):
 
 def main():
     """Writes the file and the frames, converts, predicts, compares; writes `result.json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, None)
     parser.add_argument("--workdir", type=Path, required=True, help="new folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

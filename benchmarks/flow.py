@@ -13,10 +13,6 @@ import argparse
 import gc
 import json
 import os
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -25,12 +21,13 @@ import numpy as np
 import torch
 from jax import lax
 
+from benchmarks import measure
+from benchmarks.measure import MIB
 from stpl_jax.convert.flownet2_names import from_torch
 from stpl_jax.models.flownet2 import MULTIPLE, FlowNet2
 from stpl_jax.ops.correlation import correlation
 from tests.torch_reference import torch_flownet2
 
-MIB = 2**20
 FULL_SIZE = (512, 1024)
 
 
@@ -74,27 +71,6 @@ def torch_device():
     return "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
 
 
-def take_turns(functions, rounds):
-    """Calls each function once in each round, after a call that does not count; name -> median seconds."""
-    seconds = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def resident(entry):
-    """A line of /proc/self/status in bytes: VmRSS, the resident memory, or VmHWM, its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {entry}.")
-
-
 def measure_memory(which, size, batch, tf32):
     """Estimates in this process and returns bytes: `before`, with weights and libraries loaded, and the `peak`."""
     estimate = MAKERS[which](torch_flownet2.draw_state_dict(), frames(size, batch), tf32)
@@ -110,18 +86,14 @@ def measure_memory(which, size, batch, tf32):
         before = jax.local_devices()[0].memory_stats()["bytes_in_use"]
         estimate()
         return {"before": before, "peak": jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]}
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    before = resident("VmRSS")
-    estimate()
-    return {"before": before, "peak": resident("VmHWM")}
+    before, peak = measure.resident_memory(estimate)
+    return {"before": before, "peak": peak}
 
 
 def memory_in_own_process(which, options):
     """Runs `measure_memory` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.flow", "--memory-of", which, "--batch", str(options.batch), "--size"]
-    command += [*map(str, options.size), *(["--tf32"] if options.tf32 else [])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    flags = ("--memory-of", which, "--batch", options.batch, "--size", *options.size)
+    return measure.answer_of("benchmarks.flow", *flags, *(["--tf32"] if options.tf32 else []))
 
 
 def copying_correlation(a, b, reach=10, stride=2):
@@ -155,7 +127,7 @@ def benchmark_correlation(size, batch, rounds):
 
     functions["torch, shift by shift"] = shift_by_shift
     difference = np.abs(np.asarray(functions["ours"]()) - shift_by_shift().permute(0, 2, 3, 1).cpu().numpy()).max()
-    for name, seconds in take_turns(functions, rounds).items():
+    for name, seconds in measure.medians(functions, rounds).items():
         results.setdefault(name, {})["seconds"] = seconds
     return results, float(difference)
 
@@ -163,7 +135,7 @@ def benchmark_correlation(size, batch, rounds):
 def main():
     """Measures, prints tables, writes JSON."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory, too
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, None)
     parser.add_argument("--size", type=int, nargs=2, help="height and width; default 192 256 on a CPU, else 512 1024")
     parser.add_argument("--batch", type=int, default=1, help="pairs at once")
     parser.add_argument("--rounds", type=int, default=5, help="timed estimates of each")
@@ -188,30 +160,27 @@ def main():
     estimates = {name: make(weights, pair, options.tf32) for name, make in MAKERS.items()}
     flows = np.asarray(estimates["ours"]()), estimates["torch"]().permute(0, 2, 3, 1).cpu().numpy()
     difference = float(np.abs(flows[0] - flows[1]).max())
-    seconds = take_turns(estimates, options.rounds)
+    seconds = measure.medians(estimates, options.rounds)
     print(f"FlowNet2, largest flow {np.abs(flows[1]).max():.1f} px, largest difference {difference:.1e} px")
-    print(f"{'':22} {'pairs/s':>10} {'ms/batch':>10} {'MiB before':>12} {'MiB peak':>10}")
-    for name in MAKERS:
-        before, peak = (memory[name][key] / MIB for key in ("before", "peak"))
-        rate = options.batch / seconds[name]
-        print(f"{name:22} {rate:10.3f} {1e3 * seconds[name]:10.1f} {before:12.0f} {peak:10.0f}")
+    rows = [
+        [name, f"{options.batch / s:.3f}", f"{1e3 * s:.1f}", *(f"{size / MIB:.0f}" for size in memory[name].values())]
+        for name, s in seconds.items()
+    ]
+    print(measure.markdown(("", "pairs/s", "ms/batch", "MiB before", "MiB peak"), rows))
     del estimates, weights
     gc.collect()
 
     compared, error = benchmark_correlation(options.size, options.batch, options.rounds)
     print(f"\ncorrelation of {height // 8}x{width // 8}x256, largest difference {error:.1e}")
-    print(f"{'':22} {'ms':>10} {'MiB temporary':>14} {'MiB result':>11}")
-    for name, row in compared.items():
-        sizes = [f"{row[key] / MIB:.1f}" if key in row else "-" for key in ("temporaries", "result")]
-        print(f"{name:22} {1e3 * row['seconds']:10.1f} {sizes[0]:>14} {sizes[1]:>11}")
+    rows = [
+        [name, f"{1e3 * row['seconds']:.1f}"]
+        + [f"{row[key] / MIB:.1f}" if key in row else "-" for key in ("temporaries", "result")]
+        for name, row in compared.items()
+    ]
+    print(measure.markdown(("", "ms", "MiB temporary", "MiB result"), rows))
     if options.out:
         result = {
-            "device": device,
-            "versions": {"jax": jax.__version__, "torch": torch.__version__},
-            "size": options.size,
-            "batch": options.batch,
-            "rounds": options.rounds,
-            "tf32": options.tf32,
+            **{name: getattr(options, name) for name in ("size", "batch", "rounds", "tf32")},
             "flownet2": {
                 name: {"seconds": seconds[name], "pairs_per_second": options.batch / seconds[name]} | memory[name]
                 for name in MAKERS
@@ -219,8 +188,7 @@ def main():
             "largest_difference_px": difference,
             "correlation": compared,
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1))
+        print(measure.write(options.out.stem, result, options.out.parent))
 
 
 if __name__ == "__main__":

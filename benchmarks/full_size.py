@@ -7,7 +7,6 @@ a source model with random weights; then adapts ResNet-101 for two steps by STPL
 on source for one (`--mode=pretrain`), each with its validation at 1024×2048. Prints wall-clock time and peak memory.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -16,43 +15,25 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import jax
-import numpy as np
 
+from benchmarks import measure
 from configs import viper
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint
 from stpl_jax.models import make_segmenter
 from stpl_jax.models.network import initial_variables
+from tests import raw_trees
 
 
 def write_trees(root):
     """Writes two labelled VIPER frames and three Cityscapes-Seq clips (two to adapt on, one to score), from noise."""
-    random = np.random.default_rng(0)
-
-    def smooth(height, width, shift):
-        coarse = np.random.default_rng(1).integers(0, 255, (height // 40 + 2, width // 40 + 4, 3)).astype(np.uint8)
-        return cv2.resize(coarse, (width + 120, height))[:, shift : shift + width]
-
-    def write(path, image):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(path), image):
-            raise OSError(f"{path} could not be written.")
-
-    for clip in (1, 2):
-        for frame in (9, 10):
-            write(root / f"viper/train/img/{clip:03}/{clip:03}_{frame:05}.jpg", smooth(1080, 1920, 4 * frame))
-        ids = random.choice([2, 3, 4, 9, 24], (27, 48)).astype(np.uint8).repeat(40, 0).repeat(40, 1)
-        write(root / f"viper/train/cls/{clip:03}/{clip:03}_00010.png", ids)
-    for split, city, count in (("train", "aachen", 2), ("val", "lindau", 1)):
-        for clip in range(count):
-            name = f"{city}_{clip:06}"
-            for frame in (17, 18, 19):
-                path = root / f"cityscapes/leftImg8bit_sequence/{split}/{city}/{name}_{frame:06}_leftImg8bit.png"
-                write(path, smooth(1024, 2048, 3 * frame))
-            ids = random.choice([7, 8, 11, 23, 26], (16, 32)).astype(np.uint8).repeat(64, 0).repeat(64, 1)
-            write(root / f"cityscapes/gtFine/{split}/{city}/{name}_000019_gtFine_labelIds.png", ids)
+    viper_ids, cityscapes = (2, 3, 4, 9, 24), dict(size=(1024, 2048), ids=(7, 8, 11, 23, 26), before=2)
+    raw_trees.write_viper(
+        root / "viper", videos=("001", "002"), labelled=(10,), before=1, size=(1080, 1920), ids=viper_ids
+    )
+    for split, clips in (("train", (("aachen", 0, 19), ("aachen", 1, 19))), ("val", (("lindau", 0, 19),))):
+        raw_trees.write_cityscapes_seq(root / "cityscapes", split=split, clips=clips, **cityscapes)
 
 
 def write_source_model(folder):
@@ -93,7 +74,7 @@ def run(name, workdir, *flags):
 
 def main():
     """Writes the trees and the model, adapts, pretrains."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, None)
     parser.add_argument("--workdir", type=Path, required=True, help="new folder")
     workdir = parser.parse_args().workdir
     write_trees(workdir / "raw")

@@ -14,7 +14,6 @@ second and core by processor seconds, so that other work on the machine changes 
 cache: disks are not measured.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib.metadata
@@ -31,10 +30,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks import field_loader, measure, raw_frames
+from benchmarks import field_loader, measure, performance, raw_frames
 from input_pipeline import clips as clips_lib
 from input_pipeline import loader, prepare
-from input_pipeline.builders import base, checks, cityscapes_seq
+from input_pipeline.builders import base
+from input_pipeline.datasets.cityscapes_seq import list_clips
+from input_pipeline.ordered_map import ordered_map
 from input_pipeline.spec import DatasetSpec
 
 RAW_SIZE, SIZE = (1024, 2048), (512, 1024)
@@ -81,11 +82,8 @@ def time_prepared(source, workers, count, flow_pairs):
 
 def time_preparing(spec, raw_size, workers, count):
     """Times what preparing does to `count` clips, but for the checks beforehand and the writing of records."""
-    layout = cityscapes_seq.LAYOUT
-    endless = itertools.cycle(layout.list_clips(spec))
-    examples = checks.ordered_map(
-        lambda clip: base.make_example(clip, spec, layout, raw_size), endless, max(1, workers)
-    )
+    endless = itertools.cycle(list_clips(spec))
+    examples = ordered_map(lambda clip: base.make_example(clip, spec, raw_size), endless, max(1, workers))
     with contextlib.closing(examples):
         return field_loader.timed(examples, field_loader.lead_in_of(workers), count)
 
@@ -256,38 +254,14 @@ def run(folder, *, workers, clips, count, rounds, raw_size, size):
     }
 
 
-def table(result):
-    """Returns the tables as text."""
-    settings, sizes = result["settings"], result["bytes"]
-    (raw_height, raw_width), (height, width) = settings["raw_size"], settings["size"]
-    lines = [
-        f"raw {raw_height}x{raw_width}, {sizes['raw_frame'] / 1e6:.2f} MB a frame; prepared {height}x{width}, "
-        f"{sizes['prepared_clip'] / 1e6:.2f} MB a clip; {settings['workers']} workers, {settings['rounds']} rounds of "
-        f"{settings['clips_in_a_turn']} clips ({PREPARED_TIMES * settings['clips_in_a_turn']} prepared)",
-        "",
-        f"{'':26} {'clips/s':>9} {'clips/s/core':>13} {'CPU ms/clip':>12}",
-    ]
-    for name, row in result["rows"].items():
-        rates = f"{row['clips_per_second']:9.1f} {row['clips_per_second_and_core']:13.1f}"
-        lines.append(f"{name:26} {rates} {row['cpu_ms_per_clip']:12.1f}")
-    lines += ["", f"prepared by DataLoader (target {result['target_ratio']:g} with flow):"]
-    for kind, ratio in result["ratios"].items():
-        lines.append(f"{kind:26} {ratio['seconds']:9.2f} by wall clock {ratio['cpu_seconds']:9.2f} by processor time")
-    lines += ["", f"{'cores needed for clips/s':26} " + " ".join(f"{rate:6}" for rate in RATES)]
-    for name, cores in result["cores_needed"].items():
-        lines.append(f"{name:26} " + " ".join(f"{count:6}" for count in cores.values()))
-    return "\n".join(lines)
-
-
 def main():
     """Measures, prints tables, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--workers", type=int, help="threads or processes of each; default: as many as cores")
     parser.add_argument("--clips", type=int, default=24, help="clips written")
     parser.add_argument("--count", type=int, default=48, help="clips read in a turn; five times that if prepared")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workdir", type=Path, help="where a temporary folder of 0.3 GB may be made")
-    parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder for input.json")
     options = parser.parse_args()
     machine = measure.machine()
     machine["versions"] |= {name: importlib.metadata.version(name) for name in LIBRARIES}
@@ -300,9 +274,9 @@ def main():
     with tempfile.TemporaryDirectory(dir=options.workdir) as folder:
         settings = {key: getattr(options, key) for key in ("workers", "clips", "count", "rounds")}
         result = run(Path(folder), **settings, raw_size=RAW_SIZE, size=SIZE)
-    print(f"{machine['cpu']}, {machine['cores']} cores, commit {machine['commit']}")
-    print(table(result))
-    measure.write("input", {"machine": machine, **result}, options.out)
+    content = {"machine": machine, **result}
+    print(performance.reading(content))
+    print(measure.write("input", content, options.out))
 
 
 if __name__ == "__main__":

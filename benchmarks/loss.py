@@ -9,11 +9,9 @@ loss of 131,072 pixels is also compiled for one chip of it, which needs libtpu a
 benchmarks/results/loss.json.
 """
 
-import argparse
 import dataclasses
 import statistics
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +147,9 @@ def compile_for(topology, pixels, dim, block):
 
 def main():
     """Compares, compiles where asked to, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--block", type=int, default=BLOCK, help="queries and keys compared at a time")
     parser.add_argument("--topology", help="also compile for a chip of this TPU topology, for example v5e:2x2")
-    parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder for loss.json")
     arguments = parser.parse_args()
     content = {"machine": measure.machine(), "temperature": TEMPERATURE, "num_classes": NUM_CLASSES}
     if arguments.topology:  # first: it says at once if libtpu is missing

@@ -1,10 +1,13 @@
-"""What all benchmarks share: which machine this is, calls that take turns, results as JSON."""
+"""What all benchmarks share: command lines, which machine this is, calls that take turns, tables, results as JSON."""
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,21 @@ import jax
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+MIB, GIB = 2**20, 2**30
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "numpy", "torch")
+
+
+def parser(text, out=RESULTS):
+    """Makes a command line's parser.
+
+    Args:
+      text: the module's docstring, which `--help` shows.
+      out: default of `--out`, the folder for results; None: no such flag.
+    """
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if out:
+        made.add_argument("--out", type=Path, default=out, help="folder for results; default %(default)s")
+    return made
 
 
 def cpu_name():
@@ -89,6 +106,43 @@ def alternate(functions, rounds):
             function()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def medians(functions, rounds):
+    """As `alternate`, with the median of each function's seconds in the place of the list."""
+    return {name: statistics.median(seconds) for name, seconds in alternate(functions, rounds).items()}
+
+
+def resident_memory(function):
+    """Calls a function and returns the process's resident memory before, and its peak meanwhile, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    before = _status("VmRSS")
+    function()
+    return before, _status("VmHWM")
+
+
+def _status(entry):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {entry}.")
+
+
+def answer_of(module, *flags):
+    """Runs a module in a process of its own; returns what the last line that it prints holds, JSON.
+
+    Raises:
+      RuntimeError: it failed; holds the last line of its errors.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *map(str, flags)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def markdown(head, rows):
+    """Sets a table as Markdown; cells are text."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def write(name, content, folder=RESULTS):

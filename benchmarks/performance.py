@@ -10,16 +10,10 @@ import statistics
 from pathlib import Path
 
 from benchmarks import measure
+from benchmarks.measure import GIB, MIB, markdown
 from input_pipeline.files import write_atomically
 
 PAGE = measure.ROOT / "docs" / "performance.md"
-MIB, GIB = 2**20, 2**30
-
-
-def markdown(head, rows):
-    """Sets a table as Markdown; cells are text."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def measured_on(content):
@@ -114,30 +108,34 @@ def roofline(content):
     return "\n\n".join([f"{measured_on(content)}.", markdown(head, rows)])
 
 
+COMPILED_HEAD = ("chips", "type", "remat", "clips a chip", "TFLOP/clip", "temporaries, GiB", "all in all, GiB")
+COMPILED_HEAD += ("all-reduced, MiB", "all-reduce, ms", "of a step", "compiled in, s")
+
+
+def compiled_row(content, found):
+    """One program as cells below `COMPILED_HEAD`; `content` is that of compile_*.json, `found` one of its programs."""
+    cells = [f"{content['topology']} ({content['chips']})", found["dtype"], found["remat"], str(found["clips"])]
+    if "does_not_fit" in found:
+        cells += ["", found["does_not_fit"], "", "", "", ""]
+    else:
+        links = found["scaling"]["corner_links"]
+        cells += [
+            f"{found['flops_per_clip'] / 1e12:.2f}",
+            *(f"{found[name] / GIB:.2f}" for name in ("temporaries", "total")),
+            f"{found['bytes_all_reduced'] / MIB:.0f}",
+            f"{1e3 * links['all_reduce_seconds']:.2f}",
+            f"{links['share_of_step']:.2%}",
+        ]
+    return [*cells, f"{found['seconds_to_compile']:.0f}"]
+
+
 def compiled(contents):
     """What a step takes on chips that are not there; of compile_*.json."""
-    head = ("chips", "type", "remat", "clips a chip", "TFLOP/clip", "temporaries, GiB", "all in all, GiB")
-    head += ("all-reduced, MiB", "all-reduce, ms", "of a step", "compiled in, s")
-    rows = []
     # Few chips first, and the older kind.
-    for content in sorted(contents, key=lambda content: (content["chips"], content["topology"])):
-        for found in content["programs"]:
-            cells = [f"{content['topology']} ({content['chips']})", found["dtype"], found["remat"]]
-            cells.append(str(found["clips"]))
-            if "does_not_fit" in found:
-                cells += ["", found["does_not_fit"], "", "", "", ""]
-            else:
-                links = found["scaling"]["corner_links"]
-                cells += [
-                    f"{found['flops_per_clip'] / 1e12:.2f}",
-                    *(f"{found[name] / GIB:.2f}" for name in ("temporaries", "total")),
-                    f"{found['bytes_all_reduced'] / MIB:.0f}",
-                    f"{1e3 * links['all_reduce_seconds']:.2f}",
-                    f"{links['share_of_step']:.2%}",
-                ]
-            rows.append([*cells, f"{found['seconds_to_compile']:.0f}"])
+    contents = sorted(contents, key=lambda content: (content["chips"], content["topology"]))
+    rows = [compiled_row(content, found) for content in contents for found in content["programs"]]
     machines = dict.fromkeys(measured_on(content) for content in contents)
-    return "\n\n".join([*(f"{machine}." for machine in machines), markdown(head, rows)])
+    return "\n\n".join([*(f"{machine}." for machine in machines), markdown(COMPILED_HEAD, rows)])
 
 
 def reading(content):

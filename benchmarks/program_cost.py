@@ -57,6 +57,16 @@ def _jaxprs(value):
     return [sub for item in value for sub in _jaxprs(item)] if isinstance(value, list | tuple) else []
 
 
+def shape_bytes(text):
+    """Counts the bytes of an HLO type: `f32[8,128]{1,0:T(8,128)}`, or a tuple of such; what is no array has none."""
+    total = 0
+    for name, dimensions in _SHAPE.findall(text):
+        bits = re.search(r"\d+", name)
+        width = _BYTES.get(name) or (int(bits[0]) / 8 if bits else 0)
+        total += width * math.prod(int(d) for d in dimensions.split(",") if d)
+    return int(total)
+
+
 def program_bytes(text):
     """Adds up what a compiled program's kernels read and write, each operand and each result once.
 
@@ -129,16 +139,6 @@ def _split_brackets(text):
     return text[1:], ""
 
 
-def _size(result):
-    """Bytes of a type as written, a tuple's all together."""
-    total = 0
-    for name, dimensions in _SHAPE.findall(result):
-        bits = re.search(r"\d+", name)
-        width = _BYTES.get(name) or (int(bits[0]) / 8 if bits else 0)
-        total += width * math.prod(int(d) for d in dimensions.split(",") if d)
-    return total
-
-
 def _computation_bytes(computations, name):
     return sum(_instruction_bytes(computations, computations[name], i) for i in computations[name].values())
 
@@ -159,16 +159,16 @@ def _instruction_bytes(computations, neighbours, instruction):
         return _computation_bytes(computations, called["to_apply"])
     if opcode == "async-start":
         return _computation_bytes(computations, called["calls"])
-    sizes = [_size(neighbours[operand].result) for operand in instruction.operands if operand in neighbours]
+    sizes = [shape_bytes(neighbours[operand].result) for operand in instruction.operands if operand in neighbours]
     if opcode == "fusion":
         return _fusion_bytes(computations[called["calls"]], sizes, instruction.result)
     if opcode in _PARTIAL_READS:
-        return 2 * _size(instruction.result) + sum(sizes[1:])
+        return 2 * shape_bytes(instruction.result) + sum(sizes[1:])
     if opcode == "dynamic-update-slice":
         return 2 * sizes[1] + sum(sizes[2:])
     # A library's scratch space comes back beside its result, as a tuple's part: u8 from cuDNN, s8 from cuBLAS.
     scratch = opcode == "custom-call" and instruction.result.count("[") > 1
-    return sum(sizes) + _size(_SCRATCH.sub("", instruction.result) if scratch else instruction.result)
+    return sum(sizes) + shape_bytes(_SCRATCH.sub("", instruction.result) if scratch else instruction.result)
 
 
 def _fusion_bytes(inside, sizes, result):
@@ -187,7 +187,7 @@ def _fusion_bytes(inside, sizes, result):
     def read(parameter, size):
         uses = [(user, position == 0) for user, position in users.get(parameter, ())]
         if uses and all(first and user.opcode in _PARTIAL_READS for user, first in uses):
-            return sum(_size(user.result) for user, _ in uses)
+            return sum(shape_bytes(user.result) for user, _ in uses)
         updated = uses and all(first and user.opcode == "dynamic-update-slice" for user, first in uses)
         return 0 if updated else size
 
@@ -196,4 +196,4 @@ def _fusion_bytes(inside, sizes, result):
     (root,) = (instruction for instruction in inside.values() if instruction.root)
     if root.opcode == "dynamic-update-slice":
         result = inside[root.operands[1]].result
-    return total + _size(result)
+    return total + shape_bytes(result)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import flow_files, optical_flow
+from input_pipeline.datasets import DATASETS
 
 CITY = "aachen"
 _LABELLED = 19
@@ -92,7 +93,7 @@ def write_raw(root, flow_dir, count, raw_size, size):
         ids = cv2.resize(ids, raw_size[::-1], interpolation=cv2.INTER_NEAREST)
         Image.fromarray(ids).save(labels / f"{name}_gtFine_labelIds.png")
         small = [np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)) for image in pair]
-        flow = Path(flow_dir) / flow_files.flow_name("cityscapes_seq", name, _LABELLED, _LABELLED - 1)
+        flow = Path(flow_dir) / DATASETS["cityscapes_seq"].flow_name(name.rpartition("_")[0], _LABELLED, _LABELLED - 1)
         flow_files.write_flow(flow, optical_flow.dis_flow(*small))
         clips.append({"name": name, "frames": [str(path) for path in paths], "flow": str(flow)})
     return clips

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+from benchmarks.program_cost import shape_bytes
+
 GIB = 2**30
 UTILISATION = 0.35  # share of a chip's peak arithmetic that a step is assumed to reach
 
@@ -40,32 +42,7 @@ CHIPS = {
 # meshes of up to 16×16).
 CLOSED = 16
 
-_BYTES = {"pred": 1, "bf16": 2}
 _COLLECTIVE = re.compile(r"=\s*(?P<type>\(.*?\)|\S+)\s+all-reduce(?:-start)?\(")
-_ARRAY = re.compile(r"(?P<type>[a-z]+[0-9]*\w*)\[(?P<sides>[0-9,]*)\]")
-
-
-def shape_bytes(text):
-    """Counts the bytes of an HLO type: `f32[8,128]{1,0:T(8,128)}`, or a tuple of such, in parentheses.
-
-    Raises:
-      ValueError: no array in it, or one of a type without a size.
-    """
-    arrays = _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text))
-    if not arrays:
-        raise ValueError(f"Not the type of an array: {text!r}.")
-    return sum(
-        _element_bytes(kind) * math.prod(int(side) for side in sides.split(",") if side) for kind, sides in arrays
-    )
-
-
-def _element_bytes(kind):
-    bits = re.fullmatch(r"[usfc](\d+)", kind)
-    if kind in _BYTES:
-        return _BYTES[kind]
-    if bits is None:
-        raise ValueError(f"Not the type of an array's elements: {kind!r}.")
-    return int(bits[1]) // 8
 
 
 def all_reduced_bytes(hlo):

@@ -6,8 +6,8 @@
 With a GPU: configs/viper.py, ResNet-101 on 512×1024, ours in bfloat16. Without one: configs/synthetic.py on the CPU, in
 float32. Ours is the train step as training runs it: `make_train_step` under pmap, the state donated. PyTorch runs two
 forms, see benchmarks/torch_step.py: plain, and best, some variants of it. All start from the same weights, see the same
-clips and take turns in one process: medians of seconds, ratios by rounds. A GPU machine needs JAX, Flax, Optax, einops
-and PyTorch, and none of the libraries that read data.
+clips and take turns in one process: medians of seconds, ratios by rounds. A GPU machine needs JAX, Flax, Optax, einops,
+ml_collections and PyTorch, and none of the libraries that read data.
 
 TFLOP are those of the convolutions and products that the step needs, as PyTorch counts them; recomputation does not
 count. The share is of the fastest matrix product measured in this run, in the type that ours computes in. Memory is
@@ -21,7 +21,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -30,10 +29,10 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks import measure, step_stages
-from benchmarks.plain_config import get_config
+from benchmarks import measure, performance, step_stages
 from benchmarks.step_forms import OURS, build, first_state, measure_memory, needed_flop
 from benchmarks.torch_step import FORMS
+from configs import synthetic, viper
 from input_pipeline.labels import CLASSES
 from stpl_jax import parallel
 from stpl_jax.models.resnet import REMAT
@@ -43,17 +42,14 @@ COMPETE = {"gpu": ("plain", "best", "best, frame by frame"), "cpu": ("plain", "b
 # Sides of the matrices and numbers of values that a device's rates are measured on, and how many are launched at once:
 # a GPU starts from a resting clock, and one product takes it hardly longer than the launch.
 RATES = {"gpu": (8192, 2**28, 20), "cpu": (2048, 2**25, 1)}
-MIB, GIB = 2**20, 2**30
 
 
 def memory_in_own_process(name):
     """Runs `measure_memory` in a process of its own with this one's flags; None, and a line of text, where it fails."""
-    command = [sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--memory-of", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        print(f"memory of {name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", flush=True)
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        return measure.answer_of("benchmarks.step", *sys.argv[1:], "--memory-of", name)
+    except RuntimeError as error:
+        print(f"memory of {name}: {error}", flush=True)
 
 
 def build_running(names, *arguments):
@@ -121,49 +117,9 @@ def compare(forms, clips, flop, rate, steps, rounds):
     return rows, ratios | ({"best / ours": ratio(best)} if best and OURS in rows else {})
 
 
-def print_header(content):
-    """Prints what is measured, and on what."""
-    machine, rates = content["machine"], content["rates"]
-    print(f"{content['devices']} × {machine['device']}; {machine['cpu']}, {machine['cores']} cores")
-    print(
-        f"configs/{content['config']}.py, {'×'.join(map(str, content['size']))}, {content['dtype']}, "
-        f"{content['clips_per_device']} clips per device, {content['flop_per_clip'] / 1e9:.2f} GFLOP per clip"
-    )
-    print(f"matrix products {rates['flop'] / 1e12:.2f} TFLOP/s, copies {rates['bytes'] / 1e9:.1f} GB/s\n", flush=True)
-
-
-def print_forms(rows):
-    """Prints the comparison as a table."""
-    print(f"{'':22} {'clips/s':>9} {'ms/step':>9} {'TFLOP/s':>9} {'of matmul':>10} {'loss':>9}")
-    for name, row in rows.items():
-        print(
-            f"{name:22} {row['clips_per_second']:9.2f} {1e3 * statistics.median(row['seconds']):9.2f}"
-            f" {row['tflop_per_second']:9.3f} {row['share']:10.1%} {row['loss']:9.4f}"
-        )
-
-
-def print_memory(peaks):
-    """Prints each form's peak of memory, bytes or None, in one line."""
-    values = (f"{name} {'not measured' if peak is None else f'{peak / GIB:.2f}'}" for name, peak in peaks.items())
-    print(f"peak GiB: {', '.join(values)}", flush=True)
-
-
-def print_roofline(rows):
-    """Prints stages as a table; the step, and the sum of the stages that make it up, last."""
-    print(f"\n{'each device':32} {'ms':>9} {'ms, flop':>9} {'ms, bytes':>10} {'GFLOP':>10} {'MiB':>9}")
-    for row in rows:
-        indent = "" if row["whole"] else "  "
-        print(
-            f"{indent + row['stage']:32} {1e3 * row['seconds']:9.2f} {1e3 * row['seconds_flop']:9.2f}"
-            f" {1e3 * row['seconds_bytes']:10.2f} {row['flop'] / 1e9:10.2f} {row['bytes'] / MIB:9.1f}"
-        )
-    total = sum(row["seconds"] for row in rows if row["whole"])
-    print(f"{'sum of stages':32} {1e3 * total:9.2f}")
-
-
 def parse_options():
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--full", action="store_true", help="configs/viper.py also without a GPU: minutes a step")
     parser.add_argument("--clips", type=int, help="clips per device; default the configuration's")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds")
@@ -174,7 +130,6 @@ def parse_options():
     parser.add_argument("--compile-mode", default="default", help="of torch.compile, for the best forms")
     parser.add_argument("--no-memory", action="store_true", help="leave memory out, which compiles every form again")
     parser.add_argument("--no-roofline", action="store_true", help="leave the stages out")
-    parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder of the JSON file")
     parser.add_argument("--memory-of", choices=[OURS, *FORMS], help=argparse.SUPPRESS)
     return parser, parser.parse_args()
 
@@ -183,7 +138,7 @@ def set_up(options, parser):
     """Chooses device and configuration, before JAX asks for a device; returns the kind of device and the settings."""
     kind = "gpu" if torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu" else "cpu"
     full = options.full or kind == "gpu"
-    config = get_config("viper" if full else "synthetic")
+    config = (viper if full else synthetic).get_config()
     config.clips_per_device = options.clips or config.clips_per_device
     config.methods.stpl.contrast.block = options.block or config.methods.stpl.contrast.block
     config.model.backbone.remat = options.remat
@@ -245,16 +200,15 @@ def main():
         "flop_per_clip": flop,
         "rates": rates,
     }
-    print_header(content)
+    print(f"{content['devices']} × {performance.measured_on(content)}", flush=True)
     state = first_state(config)
     forms, failed = build_running(names, config, state, device, options.compile_mode)
     clips = config.clips_per_device * jax.local_device_count()
     rows, ratios = compare(forms, clips, flop, rates["flop"], options.steps, options.rounds)
-    print_forms(rows)
-    print("  ".join(f"{ratio}: {value:.2f}" for ratio, value in ratios.items()), flush=True)
+    content |= {"forms": rows, "ratios": ratios, "failed": failed}
+    print(performance.step(content), flush=True)
     if kind == "cpu":
         print("GPU: not measured, none was found.")
-    content |= {"forms": rows, "ratios": ratios, "failed": failed}
     slug = re.sub(r"\W+", "_", content["machine"]["device"].lower())
     file = f"step_{slug}" + ("_full" if full and kind == "cpu" else "")
     # After each part: those that follow compile again, minutes at full size, and the comparison is what counts.
@@ -267,11 +221,11 @@ def main():
         torch.cuda.empty_cache()
     if not options.no_memory:
         content["peak_bytes"] = {name: memory_in_own_process(name) for name in rows}
-        print_memory(content["peak_bytes"])
+        print(performance.step(content), flush=True)
         measure.write(file, content, options.out)
     if not options.no_roofline:
         content["roofline"] = take_apart(ours, statistics.median(rows[OURS]["seconds"]), rates, options.rounds)
-        print_roofline(content["roofline"])
+        print(performance.roofline(content))
         measure.write(file, content, options.out)
     print(f"\n{path}")
 

@@ -1,12 +1,12 @@
 """The forms of the train step that benchmarks/step.py compares, all with the same weights and clips."""
 
 import itertools
-from pathlib import Path
 
 import jax
 import numpy as np
 import torch
 
+from benchmarks import measure
 from benchmarks.torch_network import load_weights
 from benchmarks.torch_step import FORMS, TorchStep
 from input_pipeline.labels import CLASSES
@@ -110,23 +110,14 @@ def needed_flop(config, num_classes):
     return step.count_flop({name: torch.from_numpy(clips[name]).to("meta") for name in ("frames", "flow")})
 
 
-def resident(entry):
-    """A line of /proc/self/status in bytes: VmRSS, the resident memory, or VmHWM, its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {entry}.")
-
-
 def measure_memory(name, config, device, compile_mode):
     """Runs steps of one form in this process; returns the peak of its memory in bytes."""
-    before = resident("VmRSS") if device == "cpu" else 0
+    # The libraries' memory does not count, the programs' does.
+    libraries, _ = measure.resident_memory(lambda: None) if device == "cpu" else (0, 0)
     form = build(name, config, first_state(config), device, compile_mode)
     form.run(2)
     if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-        form.run(2)
-        return resident("VmHWM") - before
+        return measure.resident_memory(lambda: form.run(2))[1] - libraries
     if name == OURS:
         # The program comes out of the cache, so that trying algorithms did not take memory.
         return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

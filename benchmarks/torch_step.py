@@ -87,7 +87,7 @@ class TorchStep:
                 norm.averaged = config.num_frames if clean_only else norm.groups
         self.optimiser = self._make_optimiser()
         self.random, self.steps = random.Random(config.seed), 0
-        self.features, self.head, self.jitter = self.network.segmenter.features, self._head, torch_augment.jitter
+        self.features, self.head, self.jitter = self.network.features, self._head, torch_augment.jitter
         if form.compiled:
             self.features, self.head, self.jitter = (
                 torch.compile(f, mode=compile_mode, dynamic=False) for f in (self.features, self.head, self.jitter)
@@ -109,7 +109,7 @@ class TorchStep:
 
     def prepare(self, frames):
         """`[B, T, H, W, 3]` uint8 to `[B, T, 3, H, W]` floating point."""
-        return frames.movedim(-1, 2).to(self.network.segmenter.mean.dtype).contiguous()
+        return frames.movedim(-1, 2).to(self.network.mean.dtype).contiguous()
 
     @torch.no_grad()
     def augment(self, clean):
@@ -151,20 +151,20 @@ class TorchStep:
         return images.contiguous(memory_format=torch.channels_last) if self.form.channels_last else images
 
     def _head(self, z_t, z_earlier, a_t, a_earlier, flow):
-        flow = resize_flow(flow[:, 0].to(self.network.segmenter.mean.dtype), z_t.shape[2:], self.flow_scale)
+        flow = resize_flow(flow[:, 0].to(self.network.mean.dtype), z_t.shape[2:], self.flow_scale)
 
         def align(x):
             return warp(x, flow)
 
         with torch.no_grad():
-            scores = self.network.segmenter.fused_scores(z_t, z_earlier, align).flatten(2).mT.to(flow.dtype)
+            scores = self.network.fused_scores(z_t, z_earlier, align).flatten(2).mT.to(flow.dtype)
             index, labels, mask = self._confident(scores)
 
         def project(current, earlier):
             stacked = torch.stack([align(earlier), current.to(flow.dtype)], 1)  # [B, T, C, h, w]
             pixels = self.network.fusion(stacked).flatten(2)  # [B, T·C, h·w]
             picked = pixels.gather(2, index[:, None].expand(-1, pixels.shape[1], -1))
-            return self.network.projection(picked[..., None])[..., 0].mT  # [B, N, D]
+            return self.network.project(picked[..., None])[..., 0].mT  # [B, N, D]
 
         queries, keys = project(z_t, z_earlier), project(a_t, a_earlier)
         with torch.autocast(self.autocast_type, enabled=False):

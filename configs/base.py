@@ -29,7 +29,7 @@ def get_config():
     config.compilation_cache = True  # keep compiled programs in the working directory, for resumed and repeated runs
 
     config.data = data = ConfigDict()
-    data.classes = "viper"  # label setting: viper (15 classes) or synthia_seq (12)
+    data.classes = "viper"  # label setting: viper (15 classes), synthia_seq (12) or cityscapes_seq (19)
     data.prepared_dir = placeholder(str)  # default: <workdir>/data
     data.skip_bad = False  # leave out clips with bad files instead of stopping
     data.flip = True  # mirror clips at random where training has labels
@@ -65,7 +65,9 @@ def get_config():
         )
     )
 
-    config.world = ConfigDict(dict(generate=False))  # settings of input_pipeline/worlds.py, see configs/synthetic.py
+    config.world = ConfigDict(
+        dict(generate=False)
+    )  # settings of input_pipeline/world/generate.py, see configs/synthetic.py
 
     config.flow = ConfigDict()
     config.flow.estimator = "dis"  # what estimates: dis (OpenCV's, on the host) or flownet2 (on the devices)

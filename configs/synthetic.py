@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-# By benchmarks/tune.py, the same tries for every row; rows that are not named take config.optim.learning_rate.
+# By experiments/tune.py, the same tries for every row; rows that are not named take config.optim.learning_rate.
 LEARNING_RATES = {
     "self_training": 1e-4,
     "duplicate": 1e-4,

@@ -5,12 +5,11 @@ import itertools
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from input_pipeline import encoding
 from input_pipeline import spec as spec_lib
-from input_pipeline.builders import base
 from input_pipeline.errors import UserError
 
 # What a prepared set holds beside its shards.
@@ -25,26 +24,28 @@ class ClipSource:
 
     Args:
       path: folder of the prepared set.
+      needs: `DomainNeeds` of who reads it, None for all of it; the digest is of these parts alone.
 
     Attributes:
       path: that folder.
       spec: the `DatasetSpec` that the set was prepared with.
       left_out: number of clips that were left out for bad files.
-      digest: text that is the same for sets of the same content, wherever they lie, and another for any other set.
+      digest: text that is the same where the parts that are read are, wherever the set lies and whatever else it holds.
 
     Raises:
       UserError: the set is damaged.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, needs=None):
+        self.path, self._needs = Path(path), needs
         try:
             for name in FILES:
                 (self.path / name).stat()
             builder = tfds.builder_from_directory(self.path)
             stored = builder.info.metadata
             self.spec = spec_lib.DatasetSpec(**stored["spec"])
-            self.left_out, self.digest = stored["left_out"], stored["fingerprint"]
+            self.left_out, self._digests = stored["left_out"], stored["digests"]
+            self.digest = spec_lib.content_digest(self.spec, self._digests, needs)
             keep_encoded = {name: tfds.decode.SkipDecoding() for name in builder.info.features}
             self._records = builder.as_data_source(self.spec.split, decoders=keep_encoded)
             self._shard_ends = list(itertools.accumulate(builder.info.splits[self.spec.split].shard_lengths))
@@ -53,11 +54,12 @@ class ClipSource:
         self._shards_read = set()
 
     def __getstate__(self):
-        return {"path": self.path, "digest": self.digest}
+        return self.path, self._needs, self._digests
 
     def __setstate__(self, state):
-        self.__init__(state["path"])
-        if self.digest != state["digest"]:
+        path, needs, digests = state
+        self.__init__(path, needs)
+        if self._digests != digests:
             raise _replaced(self.path)
 
     def __len__(self):
@@ -82,43 +84,48 @@ class ClipSource:
 
     def _check_not_replaced(self):
         try:
-            now = json.loads((self.path / "metadata.json").read_bytes())["fingerprint"]
+            now = json.loads((self.path / "metadata.json").read_bytes())["digests"]
         except FileNotFoundError:
             raise _replaced(self.path) from None
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(self.path, error) from None
-        if now != self.digest:
+        if now != self._digests:
             raise _replaced(self.path)
 
-    def check(self, offsets, flow_pairs):
+    def check(self, offsets, flow_pairs, label=False):
         """Checks that the set holds what a reader wants.
 
         Args:
           offsets: frame offsets.
           flow_pairs: pairs (a, b).
+          label: whether the label is wanted.
 
         Raises:
-          UserError: a frame or a flow is not in the set; says which key adds it.
+          UserError: a frame or a flow is not in the set, says which key adds it; or the set has no labels.
         """
-        frames = [k for k in offsets if k not in self.spec.offsets]
-        pairs = [tuple(pair) for pair in flow_pairs if tuple(pair) not in self.spec.flow_pairs]
-        if frames:
+        if label and not self.spec.classes:
             raise UserError(
-                f"{self.path}: no frames at offsets {frames}; the set was prepared with offsets={self.spec.offsets}. "
-                f"Add them to DatasetSpec.offsets and prepare the set again."
+                f"{self.path}: {self.spec.split} of {self.spec.name} has no labels: nothing can be scored on it, or "
+                "trained with labels."
             )
-        if pairs:
-            raise UserError(
-                f"{self.path}: no flow for the pairs {pairs}; the set was prepared with flow_pairs="
-                f"{self.spec.flow_pairs}. Add them to DatasetSpec.flow_pairs and prepare the set again."
-            )
+        for what, key, wanted in (
+            ("frames at offsets", "offsets", offsets),
+            ("flow for the pairs", "flow_pairs", map(tuple, flow_pairs)),
+        ):
+            held = getattr(self.spec, key)
+            if missing := [part for part in wanted if part not in held]:
+                raise UserError(
+                    f"{self.path}: no {what} {missing}; the set was prepared with {key}={held}. "
+                    f"Add them to DatasetSpec.{key} and prepare the set again."
+                )
 
 
-def open_clips(path):
+def open_clips(path, needs=None):
     """Opens a prepared set.
 
     Args:
       path: folder that `prepare` returned.
+      needs: `DomainNeeds` of who reads it, None for all of it; see `ClipSource`.
 
     Returns:
       `ClipSource`.
@@ -129,7 +136,7 @@ def open_clips(path):
     # Of a folder that is something else altogether nobody should be told to delete it.
     if not any((Path(path) / name).is_file() for name in FILES):
         raise UserError(f"{path}: expected a prepared set ({', '.join(FILES)}); run prepare first.")
-    return ClipSource(path)
+    return ClipSource(path, needs)
 
 
 def read_clip(source, i, offsets, flow_pairs, label):
@@ -147,31 +154,24 @@ def read_clip(source, i, offsets, flow_pairs, label):
       `[HL, WL]` uint8 train ids (only where asked), `index` int32, `name` str.
 
     Raises:
-      UserError: the set does not hold a frame or a flow that is asked for, or is damaged.
+      UserError: the set does not hold what is asked for, or is damaged.
     """
-    source.check(offsets, flow_pairs)
+    source.check(offsets, flow_pairs, label)
     example = source[i]
     height, width = source.spec.size
     frames = np.empty((len(offsets), height, width, 3), np.uint8)
     flow = np.empty((len(flow_pairs), height, width, 2), np.int16)
     try:
         for t, k in enumerate(offsets):
-            frames[t] = _decode(example[f"frame_{k}"], cv2.IMREAD_COLOR_RGB)
+            frames[t] = encoding.decode_frame(example[f"frame_{k}"])
         for p, (a, b) in enumerate(flow_pairs):
-            flow[p] = base.decode_flow(example[f"flow_{a}_{b}"])
+            flow[p] = encoding.decode_flow(example[f"flow_{a}_{b}"])
         clip = {"frames": frames, "flow": flow, "index": np.int32(i), "name": example["name"].decode()}
         if label:
-            clip["label"] = _decode(example["label"], cv2.IMREAD_GRAYSCALE)
+            clip["label"] = encoding.decode_image(example["label"])
     except Exception as error:
         raise _unreadable(source.path, error) from None
     return clip
-
-
-def _decode(data, mode):
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-    if pixels is None:
-        raise ValueError("an image cannot be decoded")
-    return pixels
 
 
 def _unreadable(path, error):

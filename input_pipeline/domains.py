@@ -3,14 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-from input_pipeline import optical_flow, run_folder
+from input_pipeline import labels, optical_flow, run_folder
 from input_pipeline.builders import checks
 from input_pipeline.clips import open_clips
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
-from input_pipeline.prepare import BUILDERS, prepare
+from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec, prepared_path
-from input_pipeline.worlds import WorldSpec, write_worlds
+from input_pipeline.world.generate import WorldSpec, write_worlds
 
 # Where a user finds the folders that a configuration must name.
 HOW_TO = "See docs/real_data.md for how to get the set and how its folder must look."
@@ -58,11 +58,23 @@ def domain_spec(config, domain, needs=None, workdir=""):
             f"config.data.{key}.{name} is not set: it names the folder of the flow files that config.flow.files=read "
             f"reads. Set --config.data.{key}.{name}=FOLDER, or --config.flow.files=none. {HOW_TO}"
         )
+    split = section.val_split if val else section.train_split
+    setting = labels.setting_of(section.name, split, config.data.classes)
+    if setting is None and (val or (needs and needs.labels)):
+        raise UserError(
+            f"{section.name} ({split}) has no labels, and {'a row is scored on' if val else 'training reads'} them: "
+            f"config.data.{key}.name names the set."
+        )
+    if needs and needs.labels and setting != config.data.classes:
+        raise UserError(
+            f"{section.name} has labels of the classes of {setting}, and training with labels needs those of "
+            f"config.data.classes={config.data.classes}."
+        )
     spec = DatasetSpec(
         name=section.name,
         raw_dir=str(expand(section.raw_dir)),
-        split=section.val_split if val else section.train_split,
-        classes=config.data.classes,
+        split=split,
+        classes=setting,
         size=tuple(section.size),
         label_size=None if val else tuple(section.size),
         offsets=tuple(sorted(offsets)),
@@ -111,7 +123,7 @@ def flow_files_there(spec, pair):
     Returns:
       (number of files that are there, number of files that clips ask for).
     """
-    clips, _ = checks.list_clips(spec, BUILDERS[spec.name].LAYOUT)
+    clips, _ = checks.list_clips(spec)
     files = {clip.flows[pair] for clip in clips}
     return sum(file.is_file() for file in files), len(files)
 
@@ -134,7 +146,7 @@ def prepare_domain(config, workdir, domain, needs=None, progress=print):
 
 def open_domain(config, workdir, domain, needs=None, progress=print):
     """As `prepare_domain`, and opens the set: returns a `ClipSource`."""
-    return open_clips(prepare_domain(config, workdir, domain, needs, progress))
+    return open_clips(prepare_domain(config, workdir, domain, needs, progress), needs)
 
 
 def check_same_data(before, sources, folder):

@@ -1,4 +1,4 @@
-"""Optical flow on disk: names, reading, writing, and resizing on the host.
+"""Optical flow on disk: reading, writing, its stored form, and resizing on the host.
 
 A flow field lives on the current frame's grid and points to where each pixel was in the earlier frame:
 `warped(y, x) = earlier(y + v, x + u)`. Channel 0 is u (right), channel 1 is v (down), in pixels of its own grid.
@@ -18,46 +18,13 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 
-# Stored value per pixel of motion in the int16 files.
+# Stored value per pixel of motion, in int16 files and in prepared sets.
 UNITS_PER_PIXEL = 10
 # Pixels; the ends of int16, where clipped values lie, are left out. Frames are not as wide as that.
 LARGEST = 3276.6
 _LARGEST_STORED = np.iinfo(np.int16).max - 1
 _FLO_MAGIC = 202021.25
 _FLO_HEADER_BYTES = 12
-
-
-def flow_name(dataset, clip_name, current_frame_number, earlier_frame_number):
-    """Names the file that holds the flow from one frame to an earlier one, as the field's downloads do.
-
-    Args:
-      dataset: `viper`, `synthia_seq` or `cityscapes_seq`.
-      clip_name: name of any clip of the video, such as `frankfurt_000000_000294`, `001_00010` or
-        `SYNTHIA-SEQS-04-DAWN_000001`: all but the frame number behind the last underscore is used.
-      current_frame_number: frame on whose grid the flow lives.
-      earlier_frame_number: frame that the flow points into.
-
-    Returns:
-      The file name with `.npy`, without a folder. SYNTHIA-Seq's names hold the current frame only, so one folder can
-      hold one sequence and flow over one frame.
-
-    Raises:
-      UserError: unknown data set, or a SYNTHIA-Seq pair that is not one frame apart.
-    """
-    current, earlier = int(current_frame_number), int(earlier_frame_number)
-    video = clip_name.rpartition("_")[0]
-    if dataset == "cityscapes_seq":
-        return f"{video}_{current:06d}_{earlier:06d}_int16_x10.npy"
-    if dataset == "viper":
-        return f"{video}_{current:05d}{earlier:05d}_int16_x10.npy"
-    if dataset == "synthia_seq":
-        if current - earlier != 1:
-            raise UserError(
-                f"SYNTHIA-Seq flow files are named after the current frame only, so they hold flow over one frame; "
-                f"asked for {current} to {earlier}. Use config.flow.files=none for other pairs."
-            )
-        return f"{current:06d}_int16_x10.npy"
-    raise UserError(f"No flow file names are known for data set {dataset!r}: viper, synthia_seq or cityscapes_seq.")
 
 
 def to_int16(flow):
@@ -77,6 +44,19 @@ def to_int16(flow):
     if fault:
         raise UserError(f"Flow cannot be stored: {fault}.")
     return stored.astype(np.int16)
+
+
+def to_pixels(stored, dtype=np.float32):
+    """Turns flow from the stored form into pixels.
+
+    Args:
+      stored: `[..., 2]` int16, of NumPy or of JAX.
+      dtype: of the result.
+
+    Returns:
+      `[..., 2]` of `dtype`, pixels.
+    """
+    return stored.astype(dtype) / UNITS_PER_PIXEL
 
 
 def _unusable(stored):
@@ -111,7 +91,7 @@ def read_flow(path):
     if path.suffix == ".npy":
         stored = np.asarray(_open_npy(path))
         fault = _unusable(stored)
-        flow = stored.astype(np.float32) / np.float32(UNITS_PER_PIXEL)
+        flow = to_pixels(stored)
     else:
         height, width = flow_size(path)
         values = np.fromfile(path, "<f4", count=height * width * 2, offset=_FLO_HEADER_BYTES)

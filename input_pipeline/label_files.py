@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import images, labels
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 
 _CLASS_OF_COLOUR = {colour: name for name, colour in labels.PALETTE.items()}
@@ -22,10 +23,9 @@ def read_ids(path, dataset):
     """Reads a label file.
 
     Args:
-      path: PNG file: for `viper` and `cityscapes_seq` one channel of 8 bits (or of 16 with values up to 255), grey or
-        with a palette whose indices are ids; for `synthia_seq` three or four channels of 8 or 16 bits, of which the
-        red one is the class.
-      dataset: `viper`, `synthia_seq` or `cityscapes_seq`.
+      path: PNG file: one channel of 8 bits (or of 16 with values up to 255), grey or with a palette whose indices are
+        ids; where the set's `ids_are_red`, three or four channels of 8 or 16 bits, of which the red one is the class.
+      dataset: name of a data set.
 
     Returns:
       `[H, W]` uint8 ids, whether the data set knows them or not.
@@ -43,11 +43,11 @@ def read_ids(path, dataset):
             f"{path}: a label with EXIF orientation {stored.orientation}; labels are not turned. Save it upright, "
             "without that tag."
         )
-    return _read_red(path, stored) if dataset == "synthia_seq" else _read_grey(path, stored, dataset)
+    return (_read_red if DATASETS[dataset].ids_are_red else _read_grey)(path, stored, dataset)
 
 
 def _read_grey(path, stored, dataset):
-    image, expected = stored.image, f"Expected {labels.ID_FILES[dataset]}."
+    image, expected = stored.image, f"Expected {DATASETS[dataset].label_files}."
     if image.mode == "1" or (image.mode == "L" and stored.depth < 8):
         raise UserError(
             f"{path}: a grey image of {stored.depth} bits, whose values PNG stretches to 0 ... 255: no ids. {expected}"
@@ -55,7 +55,7 @@ def _read_grey(path, stored, dataset):
     if image.mode == "L":
         return np.array(image)
     if image.mode == "I;16":
-        return _narrow(path, np.asarray(image), expected)
+        return _narrow(path, np.asarray(image), dataset, expected)
     if image.mode != "P":
         raise UserError(f"{path}: {_describe_colours(image)}, no class ids. {expected}")
     ids = np.array(image)
@@ -65,8 +65,8 @@ def _read_grey(path, stored, dataset):
     return ids
 
 
-def _read_red(path, stored):
-    expected = f"Expected {labels.ID_FILES['synthia_seq']}."
+def _read_red(path, stored, dataset):
+    expected = f"Expected {DATASETS[dataset].label_files}."
     if stored.image.mode not in ("RGB", "RGBA"):
         raise UserError(f"{path}: an image of PIL mode {stored.image.mode}, without a red channel of ids. {expected}")
     if stored.depth == 8 and _share_of_class_colours(stored.image) > 0.5:
@@ -75,15 +75,15 @@ def _read_red(path, stored):
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3:
         raise UserError(f"{path}: a PNG file that OpenCV does not decode as colours. {expected}")
-    return _narrow(path, pixels[..., 2], expected)
+    return _narrow(path, pixels[..., 2], dataset, expected)
 
 
-def _narrow(path, values, expected):
+def _narrow(path, values, dataset, expected):
     if values.max() <= 255:
         return values.astype(np.uint8)
     largest = int(values.max())
     instances = ""
-    if largest >= _PER_OBJECT and largest // _PER_OBJECT in labels.class_names("cityscapes_seq"):
+    if largest >= _PER_OBJECT and largest // _PER_OBJECT in labels.class_names(dataset):
         instances = f" (id {largest // _PER_OBJECT}, object {largest % _PER_OBJECT}: *_instanceIds.png?)"
     raise UserError(f"{path}: values up to {largest}{instances}, no class ids. {expected}")
 
@@ -98,7 +98,7 @@ def palette_fault(used, palette, dataset):
     Args:
       used: `[N]` the indices that occur, rising.
       palette: `[M, 3]` uint8 RGB.
-      dataset: `viper` or `cityscapes_seq`.
+      dataset: name of a data set.
 
     Returns:
       What is wrong in words, or None for ids.
@@ -126,7 +126,7 @@ def palette_fault(used, palette, dataset):
             f"a palette image of colours, no class ids: its indices are just 0 to {used[-1]}, as an encoder numbers "
             "the colours that it finds"
         )
-    strange = sorted(set(used.tolist()) - labels.KNOWN_IDS[dataset])
+    strange = sorted(set(used.tolist()) - DATASETS[dataset].ids.keys())
     return f"a palette image with the indices {strange[:5]}, which are no class ids" if strange else None
 
 

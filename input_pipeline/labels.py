@@ -1,140 +1,115 @@
-"""Class tables: names, colours, and how each data set's ids become train ids.
+"""From a data set's ids to train ids, and the classes, colours and scored classes of a label setting.
 
-A *label setting* is the list of classes that a model is trained on: `viper` has 15, `synthia_seq` has 12.
-Cityscapes-Seq carries labels for both. A train id is an index into the setting's class list; 255 is ignored everywhere.
-
-The tables are those of the public DA-VSN code, which the field's results use.
+A *label setting* is the list of classes that a model is trained on, and has the name of the data set whose classes they
+are: `viper` has 15, `synthia_seq` has 12, `cityscapes_seq` has 19. Cityscapes-Seq carries labels for all of them. A
+train id is an index into the setting's class list; 255 is ignored everywhere.
 """
 
 import numpy as np
 
+from input_pipeline.class_maps import class_indices
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 
 IGNORED = 255
 
-CLASSES = {
-    "viper": (
-        "road", "sidewalk", "building", "fence", "light", "sign", "vegetation", "terrain", "sky", "person", "car",
-        "truck", "bus", "motorcycle", "bicycle",
-    ),
-    "synthia_seq": (
-        "road", "sidewalk", "building", "fence", "pole", "light", "sign", "vegetation", "sky", "person", "rider", "car",
-    ),
-}  # fmt: skip
+# Label setting -> its classes; and RGB of every class of any setting, the first set's where two differ.
+CLASSES = {name: dataset.classes for name, dataset in DATASETS.items() if dataset.classes}
+PALETTE = {name: rgb for dataset in reversed(DATASETS.values()) for name, rgb in dataset.colours.items()}
 
-# Classes that are trained but not scored: SYNTHIA-Seq's fence (the paper's Table 2 has 11 columns).
-NOT_EVALUATED = {"viper": (), "synthia_seq": ("fence",)}
 
-# The Cityscapes palette, RGB.
-PALETTE = {
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "building": (70, 70, 70),
-    "fence": (190, 153, 153),
-    "pole": (153, 153, 153),
-    "light": (250, 170, 30),
-    "sign": (220, 220, 0),
-    "vegetation": (107, 142, 35),
-    "terrain": (152, 251, 152),
-    "sky": (70, 130, 180),
-    "person": (220, 20, 60),
-    "rider": (255, 0, 0),
-    "car": (0, 0, 142),
-    "truck": (0, 0, 70),
-    "bus": (0, 60, 100),
-    "motorcycle": (0, 0, 230),
-    "bicycle": (119, 11, 32),
-}
-
-# (data set, label setting) -> {id in the data set's files: train id}.
-TRAIN_IDS = {
-    ("viper", "viper"): {
-        3: 0, 4: 1, 9: 2, 11: 3, 13: 4, 14: 5, 7: 6, 8: 6, 6: 7, 2: 8, 20: 9, 24: 10, 27: 11, 26: 12, 23: 13, 22: 14,
-    },
-    ("synthia_seq", "synthia_seq"): {3: 0, 4: 1, 2: 2, 5: 3, 7: 4, 15: 5, 9: 6, 6: 7, 1: 8, 10: 9, 11: 10, 8: 11},
-    ("cityscapes_seq", "viper"): {
-        7: 0, 8: 1, 11: 2, 13: 3, 19: 4, 20: 5, 21: 6, 22: 7, 23: 8, 24: 9, 25: 9, 26: 10, 27: 11, 28: 12, 32: 13,
-        33: 14,
-    },
-    ("cityscapes_seq", "synthia_seq"): {
-        7: 0, 8: 1, 11: 2, 13: 3, 17: 4, 19: 5, 20: 6, 21: 7, 23: 8, 24: 9, 25: 10, 26: 11,
-    },
-}  # fmt: skip
-
-# Ids that the owners' label files may hold; any other is a broken file. Cityscapes writes -1 (licence plate) as 255.
-KNOWN_IDS = {
-    "viper": frozenset(range(32)),
-    "synthia_seq": frozenset(range(16)),
-    "cityscapes_seq": frozenset([*range(34), 255]),
-}
-
-# The numbering of Cityscapes' *_labelTrainIds.png, which many tools write. None of the settings above has these ids.
-CITYSCAPES_TRAIN_IDS = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "light", "sign", "vegetation", "terrain", "sky", "person",
-    "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
-
-# What a label file has to be, for errors.
-ID_FILES = {
-    "viper": "one 8-bit channel of class ids, as in VIPER's folder cls",
-    "synthia_seq": "the class id in the red channel, as in SYNTHIA's folder GT/LABELS",
-    "cityscapes_seq": "one 8-bit channel of class ids, as in Cityscapes' *_gtFine_labelIds.png",
-}
+def train_ids(dataset, setting):
+    """Returns the table of a data set in one of its label settings: {id in label files: train id}."""
+    classes, names = DATASETS[setting].classes, DATASETS[dataset].settings[setting]
+    return {i: classes.index(names[name]) for i, name in DATASETS[dataset].ids.items() if name in names}
 
 
 def class_names(dataset):
     """Returns the classes that a data set's ids stand for in any setting: {id: set of names}."""
-    names = {}
-    for (owner, setting), table in TRAIN_IDS.items():
-        for file_id, train_id in table.items() if owner == dataset else ():
-            names.setdefault(file_id, set()).add(CLASSES[setting][train_id])
-    return names
+    settings, found = DATASETS[dataset].settings.values(), {}
+    for i, name in DATASETS[dataset].ids.items():
+        if names := {setting[name] for setting in settings if name in setting}:
+            found[i] = names
+    return found
 
 
 def numberings():
     """Returns the numberings that label files of streets come in: {its name in words: {id: set of class names}}."""
-    return {
-        "VIPER's ids": class_names("viper"),
-        "SYNTHIA's ids": class_names("synthia_seq"),
-        "Cityscapes' ids (*_labelIds.png)": class_names("cityscapes_seq"),
-        "Cityscapes' train ids (*_labelTrainIds.png)": {i: {name} for i, name in enumerate(CITYSCAPES_TRAIN_IDS)},
-        **{
-            f"this program's train ids (setting {setting})": {i: {name} for i, name in enumerate(names)}
-            for setting, names in CLASSES.items()
-        },
-    }
+    found = {}
+    for name, dataset in DATASETS.items():
+        if dataset.ids:
+            found[dataset.ids_name] = class_names(name)
+        if dataset.classes:
+            words = dataset.classes_name or f"this program's train ids (setting {name})"
+            found[words] = {i: {known} for i, known in enumerate(dataset.classes)}
+    return found
+
+
+def setting_of(dataset, split, model_setting):
+    """Finds the label setting that labels are read in.
+
+    Args:
+      dataset: name of a data set.
+      split: one of its splits.
+      model_setting: label setting of the model that is trained or scored.
+
+    Returns:
+      That setting where the set has labels for it; its own where it has a class map for such models; None where the
+      split has no labels.
+    """
+    found = DATASETS[dataset]
+    if not found.splits.get(split, True):
+        return None
+    return dataset if model_setting in found.class_maps and model_setting not in found.settings else model_setting
+
+
+def class_groups(model_setting, spec):
+    """Finds what the classes of a model count as on a prepared set.
+
+    Args:
+      model_setting: label setting of the model.
+      spec: `DatasetSpec` of the set.
+
+    Returns:
+      Tuple of indices into the classes of `spec.classes`, see `class_maps.class_indices`; None where they are the same.
+    """
+    if spec.classes == model_setting:
+        return None
+    class_map = DATASETS[spec.name].class_maps[model_setting]
+    found = class_indices(DATASETS[model_setting].classes, DATASETS[spec.classes].classes, class_map)
+    return tuple(found.tolist())
 
 
 def train_id_table(dataset, setting):
     """Looks up the table that turns a data set's ids into train ids.
 
     Args:
-      dataset: `viper`, `synthia_seq` or `cityscapes_seq`.
-      setting: `viper` or `synthia_seq`.
+      dataset: name of a data set.
+      setting: one of its label settings.
 
     Returns:
       `[256]` uint8, 255 for every id that is not trained: `table[ids]` maps a whole image.
 
     Raises:
-      UserError: the data set has no labels in that setting.
+      UserError: there is no such set, or it has no labels in that setting.
     """
-    if (dataset, setting) not in TRAIN_IDS:
-        known = ", ".join(f"{d} with {s}" for d, s in TRAIN_IDS)
+    if dataset not in DATASETS or setting not in DATASETS[dataset].settings:
+        known = ", ".join(f"{name} with {s}" for name, d in DATASETS.items() for s in d.settings)
         raise UserError(f"No class table for data set {dataset!r} with label setting {setting!r}. Known: {known}.")
     table = np.full(256, IGNORED, np.uint8)
-    for file_id, train_id in TRAIN_IDS[dataset, setting].items():
+    for file_id, train_id in train_ids(dataset, setting).items():
         table[file_id] = train_id
     return table
 
 
 def evaluated_classes(setting):
-    """Returns the train ids of the classes that are scored, `[K]` bool, in the order of `CLASSES[setting]`."""
-    return np.array([name not in NOT_EVALUATED[setting] for name in CLASSES[setting]])
+    """Returns the train ids of the classes that are scored, `[K]` bool, in the order of the setting's classes."""
+    return np.array([name not in DATASETS[setting].not_scored for name in DATASETS[setting].classes])
 
 
 def colour_table(setting):
     """Returns the setting's palette, `[256, 3]` uint8 RGB, black for ignored ids: `table[classes]` paints a map."""
     table = np.zeros((256, 3), np.uint8)
-    for train_id, name in enumerate(CLASSES[setting]):
-        table[train_id] = PALETTE[name]
+    for train_id, name in enumerate(DATASETS[setting].classes):
+        table[train_id] = DATASETS[setting].colours[name]
     return table

@@ -138,7 +138,7 @@ def train_batches(
       UserError: the set does not hold what is asked for, a number makes no sense, `state` is another stream's, or a
         worker was ended from outside.
     """
-    source.check(offsets, flow_pairs)
+    source.check(offsets, flow_pairs, label)
     _check_numbers(source, batch_size, shard, num_threads)
     check_crop(source.spec, crop, label)
     for key, number in (("prefetch", prefetch), ("num_workers", num_workers)):
@@ -246,8 +246,8 @@ def check_crop(spec, crop, label):
         )
 
 
-def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=(0, 1)):
-    """Iterates once over all clips, in order, with labels.
+def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=(0, 1), label=True):
+    """Iterates once over all clips, in order.
 
     Process i of n takes the clips i, i + n, …; every process gets the same number of batches, filled up by repeating
     the set's last clip.
@@ -259,6 +259,7 @@ def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=
       flow_pairs: pairs (a, b), P of them.
       num_threads: threads that read and decode; 0 reads in the caller's thread.
       shard: (index, count) of this process.
+      label: whether labels are wanted.
 
     Returns:
       An iterator over batches as in `train_batches`, with `label` `[B, HL, WL]` and `valid` `[B]` bool, False where a
@@ -267,12 +268,12 @@ def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=
     Raises:
       UserError: the set does not hold what is asked for, or a number makes no sense.
     """
-    source.check(offsets, flow_pairs)
+    source.check(offsets, flow_pairs, label)
     _check_numbers(source, batch_size, shard, num_threads)
     index, count = shard
     total = len(source)
     batches = -(-total // (batch_size * count))
-    decoded = _Clips(source, offsets, flow_pairs, True)
+    decoded = _Clips(source, offsets, flow_pairs, label)
 
     def read(position):
         return {**decoded[min(position, total - 1)], "valid": np.bool_(position < total)}

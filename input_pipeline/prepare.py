@@ -1,8 +1,6 @@
 """Prepares a data set: raw folder → checked → ArrayRecord at the training size, once."""
 
 import contextlib
-import dataclasses
-import fcntl
 import os
 import shutil
 import tempfile
@@ -13,36 +11,18 @@ import tensorflow_datasets as tfds
 from input_pipeline import clips as clips_lib
 from input_pipeline import raw_files, reuse
 from input_pipeline import spec as spec_lib
-from input_pipeline.builders import base, checks, cityscapes_seq, synthia_seq, viper
+from input_pipeline.builders import base, checks
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError, capped
-
-BUILDERS = {"viper": viper.Viper, "synthia_seq": synthia_seq.SynthiaSeq, "cityscapes_seq": cityscapes_seq.CityscapesSeq}
+from input_pipeline.files import read_json
+from input_pipeline.whole_folder import turn_to_write
 
 # Sets that the run has compared with their raw files: what its first row reads, all of its rows read.
 _settled = set()
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """The raw files of a set, all of them read, and nothing wrong with what is left.
-
-    Attributes:
-      clips: the `ClipFiles` to prepare.
-      raw_size: (height, width) of the raw frames.
-      left_out: number of clips that are left out for bad files.
-      files: dict of name -> path of all files, with those of clips that are left out.
-      seen: dict of name -> (bytes, time) or None of these files, as they were before they were read.
-    """
-
-    clips: tuple = dataclasses.field(repr=False)
-    raw_size: tuple[int, int]
-    left_out: int
-    files: dict = dataclasses.field(repr=False)
-    seen: dict = dataclasses.field(repr=False)
-
-
 def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
-    """Prepares the set that a spec describes, unless that very set is there already.
+    """Prepares the set that a spec describes, unless that set is there already, or one that holds it and more.
 
     All files are checked before anything is written (see `checks.check_files`). A finished set is reused as long as it
     is whole and its raw files are those that it was prepared from, by name, size and time, or else by content; and
@@ -67,28 +47,36 @@ def prepare(spec, prepared_dir, progress=print, threads=None, checked=None):
       UserError: the prepared set is damaged and the raw files are gone; raw files changed while they were read;
         `spec.list_file` does not exist.
     """
-    path, threads = spec_lib.prepared_path(spec, prepared_dir), threads or os.cpu_count()
-    if path in _settled and path.is_dir():
-        return path
-    verdict = _examine(spec, path, progress, threads)
-    if not verdict.usable:
+    threads = threads or os.cpu_count()
+    found, verdict = _find(spec, prepared_dir, progress, threads)
+    if found is None:
+        path = spec_lib.prepared_path(spec, prepared_dir)
         with _alone(path):
             # Another process may have prepared it by now.
-            verdict = _examine(spec, path, lambda line: None, threads)
-            if not verdict.usable:
+            found, verdict = _find(spec, prepared_dir, lambda line: None, threads)
+            if found is None:
                 if checked is None:
                     _tell(verdict, progress)
                     checked = _check(spec, progress, threads)
                 _build(spec, path, checked, progress, threads)
                 return path
     _tell(verdict, progress)
-    return path
+    return found
+
+
+def find(spec, prepared_dir, progress=print, threads=None):
+    """Returns the path of the set that `prepare` would use as it is, or None; arguments as it takes them."""
+    return _find(spec, prepared_dir, progress, threads or os.cpu_count())[0]
 
 
 def is_usable(spec, prepared_dir, progress=print, threads=None):
-    """Whether `prepare` would use the set that is there; arguments as it takes them."""
-    path = spec_lib.prepared_path(spec, prepared_dir)
-    return path in _settled or _examine(spec, path, progress, threads or os.cpu_count()).usable
+    """Whether `prepare` would use a set that is there; arguments as it takes them."""
+    return find(spec, prepared_dir, progress, threads) is not None
+
+
+def is_there(spec, prepared_dir):
+    """Whether there is a set that holds what a spec asks for, up to date or not."""
+    return any(path.is_dir() for path, _ in _candidates(spec, prepared_dir))
 
 
 def check(spec, prepared_dir, progress=print, threads=None):
@@ -103,10 +91,10 @@ def check(spec, prepared_dir, progress=print, threads=None):
     Raises:
       BadFilesError, UserError: as `prepare` says.
     """
-    path, threads = spec_lib.prepared_path(spec, prepared_dir), threads or os.cpu_count()
-    verdict = _examine(spec, path, progress, threads)
+    threads = threads or os.cpu_count()
+    found, verdict = _find(spec, prepared_dir, progress, threads)
     _tell(verdict, progress)
-    return None if verdict.usable else _check(spec, progress, threads)
+    return None if found else _check(spec, progress, threads)
 
 
 def settle(paths):
@@ -128,12 +116,12 @@ def stale_flow(spec, prepared_dir, progress=print, threads=None):
     Returns:
       Set of `Path`.
     """
-    path = spec_lib.prepared_path(spec, prepared_dir)
-    record = reuse.read_record(path) if path.is_dir() and not reuse.damage(path) else None
+    paths = (path for path, _ in _candidates(spec, prepared_dir))
+    record = next((reuse.read_record(path) for path in paths if path.is_dir() and not reuse.damage(path)), None)
     if record is None:
         return set()
-    layout, before = BUILDERS[spec.name].LAYOUT, record["raw_files"]
-    clips, _ = checks.list_clips(spec, layout)
+    before = record["raw_files"]
+    clips, _ = checks.list_clips(spec)
     files = raw_files.files_of(spec, clips)
     found = raw_files.differences(before, raw_files.sizes_and_times(files))
     what = f"{spec.name}/{spec.split}: comparing files with a new time"
@@ -148,8 +136,36 @@ def stale_flow(spec, prepared_dir, progress=print, threads=None):
     return {flow for flow in of_changed_frames if raw_files.name_of(spec, flow) not in {*changed, *found.added}}
 
 
-def _examine(spec, path, progress, threads):
-    return reuse.examine(spec, path, BUILDERS[spec.name].LAYOUT, progress, threads)
+def _find(spec, prepared_dir, progress, threads):
+    """The set to be used as it is and what there is to tell of it; or None and why the spec's own is not usable."""
+    verdicts = []
+    for path, held in _candidates(spec, prepared_dir):
+        if path in _settled and path.is_dir():
+            return path, reuse.Verdict(True)
+        try:
+            verdicts.append(reuse.examine(held, path, progress, threads))
+        except UserError:
+            # Damaged, and of no use to others; the spec's own has to be mended.
+            if not verdicts:
+                raise
+            continue
+        if verdicts[-1].usable:
+            return path, verdicts[-1]
+    return None, verdicts[0]
+
+
+def _candidates(spec, prepared_dir):
+    """Sets that a spec can be read from, [(path, spec of the set)]: its own, there or not, then larger ones."""
+    own = spec_lib.prepared_path(spec, prepared_dir)
+    larger = []
+    for path in spec_lib.siblings(own):
+        # One that cannot be read is nobody's but its own reader's.
+        with contextlib.suppress(UserError, OSError, TypeError, KeyError):
+            stored = read_json(path / "metadata.json", "")["spec"]
+            held = spec_lib.with_parts(spec, stored["offsets"], stored["flow_pairs"])
+            if set(spec.offsets) <= set(held.offsets) and set(spec.flow_pairs) <= set(held.flow_pairs):
+                larger.append((path, held))
+    return [(own, spec), *sorted(larger, key=lambda entry: len(entry[1].offsets) + len(entry[1].flow_pairs))]
 
 
 def _tell(verdict, progress):
@@ -160,9 +176,7 @@ def _tell(verdict, progress):
 @contextlib.contextmanager
 def _alone(path):
     """Keeps other processes from preparing the same set, and clears what an interrupted preparation has left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with turn_to_write(path):
         whole, building = _names(path)
         if whole.is_dir():
             # Killed between the two moves that put a complete set in its place.
@@ -189,51 +203,49 @@ def _put_in_place(whole, path):
 
 
 def _remove(*folders):
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
+    for folder in filter(Path.exists, folders):
+        shutil.rmtree(folder)
 
 
 def _check(spec, progress, threads):
-    layout = BUILDERS[spec.name].LAYOUT
-    missing = checks.missing_folders(spec, layout)
+    expected = f"raw_dir should hold {DATASETS[spec.name].expected}."
+    missing = checks.missing_folders(spec)
     if missing:
-        raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
-    clips, bad = checks.list_clips(spec, layout)
+        raise checks.BadFilesError(spec, missing, expected)
+    clips, bad = checks.list_clips(spec)
     wanted, files = len(clips) + len(bad), raw_files.files_of(spec, clips)
     seen = raw_files.sizes_and_times(files)
-    good, faults, raw_size = checks.check_files(spec, layout, clips, progress, threads)
+    good, faults, raw_size = checks.check_files(spec, clips, progress, threads)
     bad += faults
     if bad and not spec.skip_bad:
         raise checks.BadFilesError(
             spec, bad, "Fetch or repair these files, or set skip_bad (--config.data.skip_bad=True) to leave them out."
         )
     if not good:
-        empty = checks.BadFile(spec.raw_dir, "at least one complete labelled clip", f"none of {wanted} usable")
-        raise checks.BadFilesError(spec, [*bad, empty], f"raw_dir should hold {layout.expected}.")
+        one = "at least one complete labelled clip" if spec.classes else "at least one complete clip"
+        empty = checks.BadFile(spec.raw_dir, one, f"none of {wanted} usable")
+        raise checks.BadFilesError(spec, [*bad, empty], expected)
     if bad:
         progress(f"{spec.name}/{spec.split}: skip_bad leaves out {wanted - len(good)} of {wanted} clips:")
         for line in capped([f"  {fault}" for fault in bad]):
             progress(line)
-    return Checked(tuple(good), raw_size, wanted - len(good), files, seen)
+    return base.Checked(tuple(good), raw_size, wanted - len(good), files, seen)
 
 
 def _build(spec, path, checked, progress, threads):
-    builder_class, name = BUILDERS[spec.name], f"{spec.name}/{spec.split}"
+    name = f"{spec.name}/{spec.split}"
     whole, building = _names(path)
     digests = raw_files.digests(checked.files, progress, f"{name}: digesting files", threads)
     config = base.ClipConfig(
         name=path.parent.name,
         spec=spec,
-        clips=checked.clips,
-        raw_size=checked.raw_size,
-        left_out=checked.left_out,
-        fingerprint=raw_files.content_digest(spec, digests),
+        checked=checked,
+        digests=raw_files.feature_digests(spec, checked.clips, digests),
         report=progress,
         threads=threads,
     )
-    builder = builder_class(data_dir=building, config=config)
-    written = building / spec.name / path.parent.name / path.name
+    builder = base.ClipBuilder(data_dir=building, config=config)
+    written = building / builder.name / path.parent.name / path.name
     if Path(builder.data_dir) != written:
         raise RuntimeError(f"TFDS wants to write to {builder.data_dir}, expected {written}: its naming has changed.")
     tfds.disable_progress_bar()

@@ -4,14 +4,15 @@ A file is named by where it lies: `raw_dir/train/img/001/001_00010.jpg`, `flow_d
 raw folder that moves keeps its names.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
 from concurrent import futures
 
-from input_pipeline import spec as spec_lib
-from input_pipeline.builders import checks
+from input_pipeline.ordered_map import ordered_map
+from input_pipeline.progress import Progress
 
 # Asking a network disk for sizes and times is waiting, not work.
 _STAT_THREADS = 16
@@ -45,23 +46,13 @@ def files_of(spec, clips):
     Returns:
       dict of name -> path as text, in the order of the clips; the files need not exist.
     """
-    roots = [("raw_dir", os.path.abspath(spec.raw_dir)), ("flow_dir", os.path.abspath(spec.flow_dir))]
-    files = {}
-    for clip in clips:
-        for path in (clip.label, *clip.frames.values(), *clip.flows.values()):
-            path = os.path.abspath(path)
-            files[_name(path, roots)] = path
-    return files
+    return {name_of(spec, path): os.path.abspath(path) for clip in clips for path in clip.files}
 
 
 def name_of(spec, path):
     """Returns the name of one file, as `files_of` has it."""
-    roots = [("raw_dir", os.path.abspath(spec.raw_dir)), ("flow_dir", os.path.abspath(spec.flow_dir))]
-    return _name(os.path.abspath(path), roots)
-
-
-def _name(path, roots):
-    for name, root in roots:
+    path = os.path.abspath(path)
+    for name, root in (("raw_dir", os.path.abspath(spec.raw_dir)), ("flow_dir", os.path.abspath(spec.flow_dir))):
         if path.startswith(root + os.sep):
             return name + path[len(root) :]
     return path
@@ -103,8 +94,8 @@ def digests(files, progress, what, threads):
     Returns:
       dict of name -> hexadecimal text, or None for a file that is missing.
     """
-    counter, found = checks.Progress(progress, what, len(files)), {}
-    for name, digest in zip(files, checks.ordered_map(_digest, files.values(), threads), strict=True):
+    counter, found = Progress(progress, what, len(files)), {}
+    for name, digest in zip(files, ordered_map(_digest, files.values(), threads), strict=True):
         found[name] = digest
         counter.step()
     return found
@@ -139,15 +130,22 @@ def differences(before, now):
     )
 
 
-def content_digest(spec, found):
-    """Digests what a set is made of: the same for the same files in another place.
+def feature_digests(spec, clips, found):
+    """Digests what each feature of a set is made of: the same for the same files in another place.
 
     Args:
       spec: `DatasetSpec`.
-      found: dict of name -> digest or None, of all its files.
+      clips: list of `ClipFiles` that the set holds.
+      found: dict of name -> digest, of all their files.
 
     Returns:
-      Hexadecimal text.
+      dict of feature (`label`, `frame_0`, `flow_0_1`, …) -> hexadecimal text; without flow that is made of frames.
     """
-    content = [spec_lib.content(spec), sorted(found.items())]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    files = collections.defaultdict(list)
+    for clip in clips:
+        features = {f"frame_{k}": path for k, path in clip.frames.items()}
+        features |= {f"flow_{a}_{b}": path for (a, b), path in clip.flows.items()}
+        for feature, path in (features | ({"label": clip.label} if clip.label else {})).items():
+            name = name_of(spec, path)
+            files[feature].append([clip.name, name, found[name]])
+    return {feature: hashlib.sha256(json.dumps(entries).encode()).hexdigest() for feature, entries in files.items()}

@@ -11,7 +11,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from input_pipeline import clips as clips_lib
 from input_pipeline import raw_files
 from input_pipeline.builders import checks
 from input_pipeline.errors import UserError, capped
@@ -54,7 +53,7 @@ def _measure(path):
 
 
 def read_record(folder):
-    """Reads `prepared_from.json`; returns None where there is none, as in sets of earlier versions.
+    """Reads `prepared_from.json`; returns None where there is none.
 
     Raises:
       UserError: it is damaged.
@@ -85,23 +84,23 @@ def damage(folder):
         record = read_record(folder)
     except UserError as error:
         return str(error).partition(" Delete ")[0]
-    needed = dict.fromkeys(clips_lib.FILES) if record is None else record["contents"]
-    for name, expected in needed.items():
+    if record is None:
+        return f"{folder / RECORD} is missing"
+    for name, expected in record["contents"].items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if expected is not None and (found := _measure(path)) != expected:
+        if (found := _measure(path)) != expected:
             return f"{path} is not as it was written: {expected[0]} bytes then, {found[0]} now"
     return None
 
 
-def examine(spec, path, layout, progress, threads):
+def examine(spec, path, progress, threads):
     """Decides whether a prepared set may be used, and says why not.
 
     Args:
       spec: `DatasetSpec`.
       path: folder of the set; it need not exist.
-      layout: `Layout` of the spec's data set.
       progress: called with lines of text while digests are computed.
       threads: number of threads for that.
 
@@ -114,7 +113,7 @@ def examine(spec, path, layout, progress, threads):
     if not path.is_dir():
         return Verdict(False)
     name, problem = f"{spec.name}/{spec.split}", damage(path)
-    missing = checks.missing_folders(spec, layout)
+    missing = checks.missing_folders(spec)
     if problem and missing:
         raise UserError(
             f"The prepared set {path} is damaged ({problem}), and it cannot be prepared anew: no such folder: "
@@ -124,12 +123,10 @@ def examine(spec, path, layout, progress, threads):
         return Verdict(False, (f"{name}: the prepared set {path} is damaged ({problem}): it is prepared anew",))
     if not Path(spec.raw_dir).is_dir():
         return Verdict(True)
-    clips, bad = checks.list_clips(spec, layout)
+    clips, bad = checks.list_clips(spec)
     files = raw_files.files_of(spec, clips)
     now = raw_files.sizes_and_times(files)
     record = read_record(path)
-    if record is None:
-        return _of_an_earlier_version(name, path, spec, now, bool(missing))
     before = record["raw_files"]
     found = raw_files.differences(before, now)
     changed = found.resized
@@ -156,13 +153,6 @@ def _note_times(path, record, entries):
     # Where prepared sets cannot be written, they are read again.
     with contextlib.suppress(OSError):
         write_atomically(path / RECORD, json.dumps(record | {"raw_files": raw}))
-
-
-def _of_an_earlier_version(name, path, spec, now, gone):
-    text = f"{name}: an earlier version prepared {path}, and did not note from which frames and flow files"
-    if gone or not now or (None in now.values() and not spec.skip_bad):
-        return Verdict(True, (f"{text}. Part of these is gone from {spec.raw_dir}: the set is used as it is",))
-    return Verdict(False, (f"{text}: it is prepared anew",))
 
 
 def _still_used(name, path, removed, count):

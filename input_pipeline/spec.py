@@ -1,19 +1,20 @@
 """What a prepared set holds: which data set, which frames and flow, at which size."""
 
+import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
 
 from input_pipeline import labels, optical_flow
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_text_lines
 
 # Changes whenever the same files and the same spec would give other prepared content.
-VERSION = "1.1.0"
-
-DATASETS = ("viper", "synthia_seq", "cityscapes_seq")
+VERSION = "1.2.0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +22,11 @@ class DatasetSpec:
     """One data set, as it is to be prepared.
 
     Attributes:
-      name: `viper`, `synthia_seq` or `cityscapes_seq`.
-      raw_dir: the owner's folder, the one that holds `train/img`, `leftImg8bit_sequence` or `SYNTHIA-SEQS-*`.
-      split: `train` or `val`. SYNTHIA-Seq has no split folders: every split reads all of it, `list_file` divides it.
-      classes: label setting, `viper` or `synthia_seq`.
+      name: a name in `datasets.DATASETS`.
+      raw_dir: the owner's folder: the one that holds `train/img`, `leftImg8bit_sequence`, `SYNTHIA-SEQS-*` or the like.
+      split: a split of the data set, such as `train` or `val`. SYNTHIA-Seq has no split folders: every split reads all
+        of it, `list_file` divides it.
+      classes: label setting, one that the data set has labels for; None in a split without labels.
       size: (height, width) that frames and flow are resized to (frames bicubic by PIL). SYNTHIA-Seq loses its bottom
         120 rows (of 760) first.
       label_size: (height, width) that labels are resized to (nearest by PIL). None keeps the file's size, for scoring.
@@ -45,7 +47,7 @@ class DatasetSpec:
     name: str
     raw_dir: str
     split: str
-    classes: str
+    classes: str | None
     size: tuple[int, int]
     label_size: tuple[int, int] | None
     offsets: tuple[int, ...]
@@ -63,8 +65,13 @@ class DatasetSpec:
         object.__setattr__(self, "label_size", None if self.label_size is None else tuple(self.label_size))
         object.__setattr__(self, "offsets", tuple(self.offsets))
         object.__setattr__(self, "flow_pairs", tuple(tuple(pair) for pair in self.flow_pairs))
-        labels.train_id_table(self.name, self.classes)
-        _expect(self.split in ("train", "val"), "split", self.split, "'train' or 'val'")
+        _expect(self.name in DATASETS, "name", self.name, f"one of {', '.join(DATASETS)}")
+        splits = DATASETS[self.name].splits
+        _expect(self.split in splits, "split", self.split, f"one of {', '.join(splits)}")
+        if splits[self.split]:
+            labels.train_id_table(self.name, self.classes)
+        else:
+            _expect(self.classes is None, "classes", self.classes, f"None: {self.name} has no labels in {self.split}")
         _expect(_is_size(self.size), "size", self.size, "(height, width), both at least 2")
         _expect(self.label_size is None or _is_size(self.label_size), "label_size", self.label_size, "a size or None")
         ordered = sorted(set(self.offsets))
@@ -117,28 +124,16 @@ def read_list(path):
     return [stem.removesuffix("_leftImg8bit").removesuffix("_gtFine_labelIds") for stem in stems]
 
 
-def content(spec):
-    """Returns everything in a spec that affects what is prepared, except where the raw files lie.
-
-    Args:
-      spec: `DatasetSpec`.
-
-    Returns:
-      JSON-able dict, with the list file's names rather than its path.
-    """
+def _settings(spec):
+    """All of a spec that affects what is prepared, but for where files lie and for the list of names."""
     values = dataclasses.asdict(spec)
-    del values["raw_dir"], values["flow_dir"]
-    values["list_file"] = sorted(set(read_list(spec.list_file))) if spec.list_file else None
-    if not _reads_flow(spec):
+    del values["raw_dir"], values["flow_dir"], values["list_file"]
+    if spec.flow_source != "precomputed":
         # Without files to read, how they would scale changes nothing.
         del values["flow_scale"]
     if not spec.flow_estimator:
         del values["flow_estimator"]
     return values | {"version": VERSION}
-
-
-def _reads_flow(spec):
-    return spec.flow_source == "precomputed" and bool(spec.flow_pairs)
 
 
 def prepared_path(spec, prepared_dir):
@@ -149,12 +144,65 @@ def prepared_path(spec, prepared_dir):
       prepared_dir: folder that holds all prepared sets.
 
     Returns:
-      `prepared_dir/NAME/SPLIT-HxW-HASH/VERSION`. HASH covers everything in the spec that affects the content, and where
-      the raw files lie. What they hold is not part of it: `prepare` compares that itself.
+      `prepared_dir/NAME/SPLIT-HxW-HASH-FRAMES-FLOW/VERSION`, such as `viper/val-512x1024-0123456789-0_1-0to1/1.2.0`.
+      HASH covers everything else in the spec that affects the content, and where the raw files lie: sets that differ in
+      frames and flow alone share it. What the files hold is not part of it: `prepare` compares that itself.
     """
-    named = content(spec) | {"raw_dir": os.path.abspath(spec.raw_dir)}
-    if _reads_flow(spec):
+    named = _settings(spec) | {"raw_dir": os.path.abspath(spec.raw_dir)}
+    del named["offsets"], named["flow_pairs"]
+    if spec.flow_source == "precomputed":
         named["flow_dir"] = os.path.abspath(spec.flow_dir)
+    named["list_file"] = sorted(set(read_list(spec.list_file))) if spec.list_file else None
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
+    parts = f"{'_'.join(map(str, spec.offsets))}-{'_'.join(f'{a}to{b}' for a, b in spec.flow_pairs)}"
     height, width = spec.size
-    return Path(prepared_dir).expanduser() / spec.name / f"{spec.split}-{height}x{width}-{digest}" / VERSION
+    return Path(prepared_dir).expanduser() / spec.name / f"{spec.split}-{height}x{width}-{digest}-{parts}" / VERSION
+
+
+def siblings(path):
+    """Returns the folders of sets that differ from the one at a prepared path in frames and flow alone, sorted."""
+    shared = path.parent.name.rsplit("-", 2)[0]
+    return sorted(found for found in path.parents[1].glob(f"{shared}-*/{path.name}") if found != path)
+
+
+def content_digest(spec, digests, needs=None):
+    """Digests what is read of a set: the same for the same clips, wherever they lie and whatever else the set holds.
+
+    Args:
+      spec: `DatasetSpec` of the set.
+      digests: of `raw_files.feature_digests`.
+      needs: `DomainNeeds`; None for all of the set.
+
+    Returns:
+      Hexadecimal text.
+    """
+    read = spec if needs is None else with_parts(spec, needs.offsets, needs.flow_pairs)
+    features = ["label", *(f"frame_{k}" for k in read.offsets), *(f"flow_{a}_{b}" for a, b in read.flow_pairs)]
+    content = [_settings(read), [[name, digests[name]] for name in features if name in digests]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def with_parts(spec, offsets, flow_pairs):
+    """Returns a spec with other frames and flow; frames that flow needs are added."""
+    pairs = sorted({tuple(pair) for pair in flow_pairs})
+    return dataclasses.replace(
+        spec, offsets=tuple(sorted({0, *offsets, *itertools.chain(*pairs)})), flow_pairs=tuple(pairs)
+    )
+
+
+def merged(specs):
+    """Describes the fewest sets that serve all of some specs: those that differ in frames and flow alone become one.
+
+    Args:
+      specs: iterable of `DatasetSpec`.
+
+    Returns:
+      dict of `DatasetSpec` -> list of the given ones that it serves.
+    """
+    groups = collections.defaultdict(list)
+    for spec in specs:
+        groups[with_parts(spec, (), ())].append(spec)
+    return {
+        with_parts(base, {k for s in group for k in s.offsets}, {p for s in group for p in s.flow_pairs}): group
+        for base, group in groups.items()
+    }

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from input_pipeline import optical_flow
-from input_pipeline.builders.checks import ordered_map
 from input_pipeline.errors import UserError
+from input_pipeline.ordered_map import ordered_map
 from stpl_jax import checkpoint, parallel
 from stpl_jax.models.flownet2 import FlowNet2, estimate_flow, parameter_shapes
 

@@ -14,10 +14,13 @@ import numpy as np
 
 from input_pipeline import flow_files, run_folder
 from input_pipeline.builders import base, checks
+from input_pipeline.datasets import DATASETS
 from input_pipeline.domains import domain_spec, with_world
 from input_pipeline.files import read_json, write_atomically
 from input_pipeline.images import read_image
-from input_pipeline.prepare import BUILDERS, is_usable, stale_flow
+from input_pipeline.ordered_map import ordered_map
+from input_pipeline.prepare import is_usable, stale_flow
+from input_pipeline.progress import Progress
 from input_pipeline.spec import DatasetSpec
 from input_pipeline.whole_folder import turn_to_write
 from stpl_jax import flow_estimators
@@ -115,11 +118,10 @@ class _Job:
 
 
 def _find_work(spec, stale):
-    layout = BUILDERS[spec.name].LAYOUT
-    missing = checks.missing_folders(dataclasses.replace(spec, flow_pairs=()), layout)
+    missing = checks.missing_folders(dataclasses.replace(spec, flow_pairs=()))
     if missing:
-        raise checks.BadFilesError(spec, missing, f"raw_dir should hold {layout.expected}.")
-    clips, bad = checks.list_clips(spec, layout)
+        raise checks.BadFilesError(spec, missing, f"raw_dir should hold {DATASETS[spec.name].expected}.")
+    clips, bad = checks.list_clips(spec)
     there = {path: path not in stale and _is_complete(path) for clip in clips for path in clip.flows.values()}
     # Written as `.npy`, which is read first: a broken `.flo` is left where it is.
     pending = [
@@ -167,8 +169,7 @@ def _check_frames(works, threads, progress):
     for work in works:
         # Without their flow, which is what is missing.
         clips = {clip.name: dataclasses.replace(clip, flows={}) for clip, _, _ in work.pending}
-        layout = BUILDERS[work.spec.name].LAYOUT
-        good, faults, raw_size = checks.check_files(work.spec, layout, list(clips.values()), progress, threads)
+        good, faults, raw_size = checks.check_files(work.spec, list(clips.values()), progress, threads)
         bad = work.bad + faults
         if bad and not work.spec.skip_bad:
             advice = "Fetch or repair these files, or set skip_bad (--config.data.skip_bad=True) to leave them out."
@@ -208,9 +209,9 @@ def _write_flow(work, jobs, raw_size, estimator, origin, config, progress):
         write_atomically(note, json.dumps(origin, indent=1))
         read = functools.partial(_read_pair, work.spec, size, raw_size)
         flows = estimator.of_pairs(jobs, read, config.flow.batch, threads)
-        counter = checks.Progress(progress, f"flow  {work.name}: pairs", len(jobs))
+        counter = Progress(progress, f"flow  {work.name}: pairs", len(jobs))
         # Written beside the next estimates.
-        for _ in checks.ordered_map(_write_file, flows, threads):
+        for _ in ordered_map(_write_file, flows, threads):
             counter.step()
         progress(f"flow  {work.name}: {len(jobs)} files written in {time.monotonic() - started:.1f} s")
         return len(jobs)
@@ -221,7 +222,7 @@ def _read_pair(spec, size, raw_size, job):
     try:
         # At the raw size nothing is cut off: a flow file of that size is cut when it is read.
         read = base.read_frame if size != raw_size else lambda path, *_: np.asarray(read_image(path))
-        return [read(path, spec, BUILDERS[spec.name].LAYOUT) for path in (job.frame, job.earlier)]
+        return [read(path, spec) for path in (job.frame, job.earlier)]
     except ValueError as error:
         raise FlowError(str(error)) from error
 

@@ -6,6 +6,7 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.flow_files import to_pixels
 from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.augment import photometric
 from stpl_jax.ops.mirror import mirror, mirror_flow
@@ -61,7 +62,7 @@ def flow_on_grid(flow, size, scale):
     Returns:
       `[..., h, w, 2]` float32 (float64 under `jax_enable_x64`), pixels of the new grid.
     """
-    return resize_flow(flow.astype(jnp.result_type(float)) / 10, size, scale)
+    return resize_flow(to_pixels(flow, jnp.result_type(float)), size, scale)
 
 
 def fuse_scores(segmenter, params, current, earlier, flow):

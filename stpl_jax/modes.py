@@ -9,14 +9,16 @@ from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import analysis, checkpoint, flow_estimators, flow_extraction, model_choice, preflight, processes, report
+from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, preflight, processes
 from stpl_jax import predict as prediction
-from stpl_jax.analysis_files import read_results
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.parallel import replicate
 from stpl_jax.records import RowScores, read_scores
+from stpl_jax.report import analysis
+from stpl_jax.report import writing as report
+from stpl_jax.report.analysis_files import read_results
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.settings import check_same_run
 from stpl_jax.train import build_segmenter, train

@@ -27,7 +27,8 @@ from input_pipeline.domains import (
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.loader import check_crop
-from input_pipeline.spec import prepared_path
+from input_pipeline.needs import DomainNeeds
+from input_pipeline.spec import DatasetSpec, merged, prepared_path
 from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
@@ -66,6 +67,21 @@ class _Row:
     scored: RowScores | None = None
     before: checkpoint.CheckpointMeta | None = None
     done: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Set:
+    """A prepared set that rows read.
+
+    Attributes:
+      domain: `val`, `target` or `source`.
+      spec: what is in it: all that any of the rows needs.
+      settings: configuration of one of the rows.
+    """
+
+    domain: str
+    spec: DatasetSpec
+    settings: Any
 
 
 class _Problems:
@@ -133,19 +149,20 @@ def _check(config, workdir, rows, progress, training):
     checked = _look_at_files(config, sets, prepared, problems, progress)
     problems.say()
     _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress)
-    for row in work:
-        if row.settings.flow.files == "write":
-            flow_extraction.extract(row.settings, workdir, row.needs, progress, unprepared_only=True)
-    for path, spec in sets.items():
-        preparing.prepare(spec, prepared, progress, checked=checked.get(path))
+    for wanted in sets.values():
+        if wanted.spec.flow_estimator:
+            needs = {wanted.domain: DomainNeeds(wanted.spec.offsets, wanted.spec.flow_pairs)}
+            flow_extraction.extract(wanted.settings, workdir, needs, progress, unprepared_only=True)
+    used = [preparing.prepare(s.spec, prepared, progress, checked=checked.get(path)) for path, s in sets.items()]
+    preparing.settle(used)
     for row in work:
         problems.look(_compare_data, row, workdir, prepared)
     problems.say()
-    for spec in sets.values():
-        _tell_of_consistency(spec, progress)
+    for wanted in sets.values():
+        _tell_of_consistency(wanted.spec, progress)
     for row in found if training else ():
         _tell_of_other_data(row, workdir, prepared, progress)
-    return [str(path) for path in sets]
+    return list(map(str, used))
 
 
 def _find_row(config, workdir, row, training):
@@ -219,30 +236,37 @@ def _existing(folder):
 
 
 def _find_sets(work, workdir, prepared, problems):
-    """Describes the sets that rows read: path -> `DatasetSpec`, the validation set first."""
-    sets, order = {}, ("val", "target", "source")
-    wanted = [(order.index(domain), row, domain, needs) for row in work for domain, needs in row.needs.items()]
-    for _, row, domain, needs in sorted(wanted, key=lambda x: x[0]):
-        spec = problems.look(domain_spec, row.settings, domain, needs, workdir)
-        path = None if spec is None else problems.look(prepared_path, spec, prepared)
-        if path is None:
-            continue
-        sets[path] = spec
-        if needs is not None and needs.labels and any(row.settings.data.crop):
-            problems.look(check_crop, spec, tuple(row.settings.data.crop), True)
+    """Describes the sets that rows read, one for all rows of a domain: path -> `_Set`, the validation set first."""
+    sets = {}
+    for domain in ("val", "target", "source"):
+        wanted = {}
+        for row in work:
+            if domain not in row.needs:
+                continue
+            needs, crop = row.needs[domain], tuple(row.settings.data.crop)
+            spec = problems.look(domain_spec, row.settings, domain, needs, workdir)
+            # Its list file is read here.
+            if spec is None or problems.look(prepared_path, spec, prepared) is None:
+                continue
+            wanted.setdefault(spec, row.settings)
+            if needs is not None and needs.labels and any(crop):
+                problems.look(check_crop, spec, crop, True)
+        for spec, parts in merged(wanted).items():
+            sets[prepared_path(spec, prepared)] = _Set(domain, spec, wanted[parts[0]])
     return sets
 
 
 def _look_at_files(config, sets, prepared, problems, progress):
     """Reads all files of sets that are to be prepared; path -> `Checked` of what can be prepared as it is."""
     checked, unprepared = {}, {}
-    for path, spec in sets.items():
+    for path, wanted in sets.items():
+        spec = wanted.spec
         if problems.look(preparing.is_usable, spec, prepared, progress) is False:
             # Flow that the run estimates comes later, from frames that have to be whole.
             unprepared[path] = dataclasses.replace(spec, flow_pairs=()) if spec.flow_estimator else spec
     if unprepared:
         problems.look(_try_to_write, prepared)
-    if any(sets[path].flow_estimator and _lacks_flow(sets[path], prepared) for path in unprepared):
+    if any(spec.flow_estimator and _lacks_flow(sets[path].spec, prepared) for path, spec in unprepared.items()):
         problems.look(_check_flow_network, config)
     for error in problems.errors if unprepared else ():
         # To be mended while all files are read, which can take long.
@@ -272,7 +296,7 @@ def _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progres
         each = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
         return spec.size[0] * spec.size[1] * each
 
-    of_sets = sum(len(found.clips) * of_clip(sets[path]) for path, found in checked.items() if found)
+    of_sets = sum(len(found.clips) * of_clip(sets[path].spec) for path, found in checked.items() if found)
     # Parameters and momentum; the newest is written before the oldest goes.
     networks = [build_segmenter(row.settings) for row in work if set(row.needs) - {"val"}]
     of_checkpoints = sum(2 * _bytes_of(network) * (config.checkpoint.keep + 1) for network in networks)
@@ -300,9 +324,9 @@ def _compare_data(row, workdir, prepared):
     """Checks that a row that was begun goes on with the same clips."""
     before = row.before.data or {} if row.before else {}
     sources = {
-        domain: open_clips(prepared_path(domain_spec(row.settings, domain, row.needs[domain], workdir), prepared))
-        for domain in before
-        if domain in row.needs
+        domain: open_clips(preparing.find(domain_spec(row.settings, domain, needs, workdir), prepared), needs)
+        for domain, needs in row.needs.items()
+        if domain in before
     }
     check_same_data(before, sources, workdir / row.name)
 
@@ -338,9 +362,7 @@ def _tell_of_other_data(row, workdir, prepared, progress):
 
 def _is_other_data(row, domain, needs, workdir, prepared, digest):
     spec = domain_spec(row.settings, domain, needs, workdir)
-    path = prepared_path(spec, prepared)
-    if not path.is_dir():
-        return False  # nothing to compare with, and nobody needs it
-    if not preparing.is_usable(spec, prepared, lambda line: None):
-        return True
-    return digest is not None and open_clips(path).digest != digest
+    path = preparing.find(spec, prepared, lambda line: None)
+    if path is None:
+        return preparing.is_there(spec, prepared)  # otherwise there is nothing to compare with, and nobody needs it
+    return digest is not None and open_clips(path, needs).digest != digest

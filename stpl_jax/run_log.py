@@ -3,13 +3,13 @@
 import itertools
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import tensorboardX
 
 from input_pipeline.files import write_atomically
-from input_pipeline.json_form import WHOLE, is_number
 from input_pipeline.run_folder import METRICS
 
 
@@ -112,9 +112,12 @@ def read_log(path):
 
 def _is_entry(entry):
     """Whether a line has the form that training writes: a step, and numbers, which need not be finite."""
-    if not isinstance(entry, dict) or not WHOLE.fits(entry.get("step")):
-        return False
-    return all(isinstance(value, float) or is_number(value) for value in entry.values())
+    return isinstance(entry, dict) and type(entry.get("step")) is int and all(map(_is_number, entry.values()))
+
+
+def _is_number(value):
+    # No truth value, and no whole number that does not fit a float.
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _keep_until(path, start, steps):

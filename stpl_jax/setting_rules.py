@@ -7,8 +7,8 @@ import numbers
 import re
 from collections.abc import Callable
 
+from input_pipeline.datasets import DATASETS
 from input_pipeline.labels import CLASSES
-from input_pipeline.prepare import BUILDERS
 from stpl_jax.flow_estimators import ESTIMATORS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
@@ -161,7 +161,7 @@ RULES = {
     "cpu_xla_flags": TEXT,
     "data.classes": name_in(CLASSES),
     "data.crop": each(whole(0), 2),
-    "data.*.name": name_in(BUILDERS),
+    "data.*.name": name_in(DATASETS),
     "data.*_split": one_of("train", "val"),
     "data.*.size": SIZE,
     "data.*.offsets": OFFSETS,

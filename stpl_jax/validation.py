@@ -1,12 +1,14 @@
 """The validation set: opened once, scored as often as a run asks for."""
 
+import functools
+
 import jax
 import numpy as np
 
 from input_pipeline.clips import open_clips
 from input_pipeline.domains import SCORED_OFFSETS, SCORED_PAIRS, prepare_domain
 from input_pipeline.errors import UserError
-from input_pipeline.labels import CLASSES, evaluated_classes
+from input_pipeline.labels import CLASSES, class_groups, evaluated_classes
 from input_pipeline.loader import eval_batches
 from stpl_jax import parallel, processes
 from stpl_jax.evaluate import evaluate, make_eval_step
@@ -26,7 +28,8 @@ def open_together(config, workdir, domain, needs=None, progress=print):
       A `ClipSource`.
     """
     # The others neither read the raw files nor have to see them.
-    return open_clips(processes.from_first(lambda: str(prepare_domain(config, workdir, domain, needs, progress))))
+    path = processes.from_first(lambda: str(prepare_domain(config, workdir, domain, needs, progress)))
+    return open_clips(path, needs)
 
 
 class Validation:
@@ -54,7 +57,7 @@ class Validation:
     def score_model(self, model, step, update=None):
         """Scores replicated `params` and `batch_stats`; returns what `score` does. `update`: see `evaluate`."""
         self.open()
-        setting = self.config.data.classes
+        setting = self.source.spec.classes
         classes, evaluated = CLASSES[setting], evaluated_classes(setting)
         result = evaluate(self.step, model, self.batches(), classes, evaluated, update)
         self.last = result.as_json() | {"step": step, "data": self.source.digest}
@@ -89,7 +92,9 @@ class Validation:
         """Opens the set and compiles the step, once."""
         if self.source is None:
             self.source = open_together(self.config, self.workdir, "val", progress=self.progress)
-            self.step = compiled_eval_step(self.segmenter, self.config.flow.scale)
+            groups = class_groups(self.config.data.classes, self.source.spec)
+            other = () if groups is None else (groups, len(CLASSES[self.source.spec.classes]))
+            self.step = compiled_eval_step(self.segmenter, self.config.flow.scale, *other)
 
     def batches(self):
         """Iterates once over the set, in order."""
@@ -148,11 +153,7 @@ def scored_parts(source):
     return SCORED_OFFSETS[: count + 1], SCORED_PAIRS[:count]
 
 
-_EVAL_STEPS = {}
-
-
-def compiled_eval_step(segmenter, flow_scale):
+@functools.cache
+def compiled_eval_step(*args):
     """Returns `make_eval_step`'s function, the same one for the same network: all rows share one compilation."""
-    if (segmenter, flow_scale) not in _EVAL_STEPS:
-        _EVAL_STEPS[segmenter, flow_scale] = make_eval_step(segmenter, flow_scale)
-    return _EVAL_STEPS[segmenter, flow_scale]
+    return make_eval_step(*args)

@@ -150,12 +150,13 @@ def overlay(frame, classes, palette, opacity=0.5):
     return cv2.addWeighted(frame, 1 - opacity, palette[classes], opacity, 0)
 
 
-def side_by_side(panels, legend):
+def side_by_side(panels, legend=None, below=False):
     """Sets pictures beside each other, each under its name, above a legend of colours.
 
     Args:
       panels: name -> `[H, W, 3]` uint8 RGB, all of one size, at least one.
-      legend: name -> (red, green, blue).
+      legend: name -> (red, green, blue); None for no legend.
+      below: below each other instead.
 
     Returns:
       `[H', W', 3]` uint8 RGB, white where nothing is drawn.
@@ -163,19 +164,17 @@ def side_by_side(panels, legend):
     height, width = next(iter(panels.values())).shape[:2]
     font = ImageFont.load_default(max(12, width // 40))
     line = round(font.size * 1.6)
-    gap = max(2, width // 128)
-    total = len(panels) * (width + gap) - gap
-    places, rows = _legend_places(legend, font, line, total)
+    across, down = (0, line + height) if below else (width + max(2, width // 128), 0)
+    total, bottom = across * (len(panels) - 1) + width, down * (len(panels) - 1) + line + height
+    places, rows = _legend_places(legend, font, line, total) if legend else ([], 0)
     # Even, so that a video takes the picture as it is.
-    canvas = Image.new("RGB", (total + total % 2, (line + height + rows * line + 1) // 2 * 2), "white")
+    canvas = Image.new("RGB", (total + total % 2, (bottom + rows * line + 1) // 2 * 2), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (name, pixels) in enumerate(panels.items()):
-        left = i * (width + gap)
-        draw.text((left + width // 2, line // 2), name, "black", font, anchor="mm")
-        canvas.paste(Image.fromarray(pixels), (left, line))
-    for (name, colour), (x, row) in zip(legend.items(), places, strict=True):
-        top = line + height + row * line
-        inset = line // 5
+        draw.text((i * across + width // 2, i * down + line // 2), name, "black", font, anchor="mm")
+        canvas.paste(Image.fromarray(pixels), (i * across, i * down + line))
+    for (name, colour), (x, row) in zip((legend or {}).items(), places, strict=True):
+        top, inset = bottom + row * line, line // 5
         draw.rectangle((x + inset, top + inset, x + line - inset, top + line - inset), tuple(map(int, colour)), "black")
         draw.text((x + line, top + line // 2), name, "black", font, anchor="lm")
     return np.asarray(canvas)

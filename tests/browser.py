@@ -27,9 +27,10 @@ function look(page, width) {
     frame.onload = () => setTimeout(() => {
       const inside = frame.contentWindow, there = frame.contentDocument;
       const broken = [...there.images].filter(image => !image.complete || !image.naturalWidth);
-      const sizes = [...there.querySelectorAll("svg.chart text")].map(text => {
-        const box = text.ownerSVGElement;
-        return parseFloat(inside.getComputedStyle(text).fontSize) * box.clientWidth / box.viewBox.baseVal.width;
+      const sizes = [...there.querySelectorAll("img.chart")].flatMap(image => {
+        const drawing = new DOMParser().parseFromString(atob(image.src.split(",")[1]), "image/svg+xml").documentElement;
+        const scale = image.clientWidth / drawing.viewBox.baseVal.width;
+        return [...drawing.querySelectorAll("text")].map(text => parseFloat(text.style.fontSize) * scale);
       });
       const loaded = inside.performance.getEntriesByType("resource").map(entry => entry.name);
       resolve(JSON.stringify({

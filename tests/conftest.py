@@ -1,6 +1,8 @@
-"""What all tests share: eight CPU devices, strict arithmetic, and a tiny network."""
+"""What all tests share: eight CPU devices, strict arithmetic, fast compilation, and a tiny network."""
 
 import os
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,20 @@ import pytest
 
 from configs import base
 from stpl_jax.models import make_segmenter
+
+# Most programs here run once or twice: nearly all of their time would be the compiler's. So they are compiled without
+# most optimisations and by the older emitters, in half the time or less; and those that several tests or processes
+# compile are compiled once: the folder is new for each call of pytest, and its workers share it. All by the
+# environment, so that processes which tests start have the same. `optimised` undoes the first.
+_MAKES_CACHE = "PYTEST_XDIST_WORKER" not in os.environ
+if _MAKES_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="stpl_jax_tests_")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # Before the first use of a device, which every import above leaves alone.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +35,30 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 NUM_CLASSES = 5
 FRAME_SIZE = (32, 64)  # features are 8×16
+
+
+# Files that take longest, the longest first: a worker that began one of them last would work on alone.
+LONGEST = ("test_multihost.py", "test_train.py", "test_gradients.py", "test_main.py", "test_flownet2.py")
+LONGEST += ("test_benchmark_step.py", "test_parity_step.py", "test_rda.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first; each file goes to one worker as a whole, in this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs; workers have ended by now."""
+    if _MAKES_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Compiles with all optimisations, for tests of what the compiler makes of a program."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
@@ -96,6 +136,25 @@ def tiny_variables(tiny_segmenter):
 def drawn_variables():
     """The function that draws a network's variables."""
     return draw_variables
+
+
+@pytest.fixture
+def small_config(tiny_config):
+    """A fresh configuration of a network of two stages with one block each."""
+    tiny_config.model.backbone.update({"blocks": (1, 1), "widths": (4, 4), "strides": (2, 1), "dilations": (1, 2)})
+    return tiny_config
+
+
+@pytest.fixture
+def small_segmenter(small_config):
+    """The network of `small_config`."""
+    return make_segmenter(small_config.model, NUM_CLASSES)
+
+
+@pytest.fixture
+def small_variables(small_segmenter, drawn_variables):
+    """Variables of `small_segmenter`."""
+    return drawn_variables(small_segmenter)
 
 
 def make_clips(count, seed=0, frames=2, pairs=((0, 1),), label=False, size=FRAME_SIZE, num_classes=NUM_CLASSES):

@@ -1,6 +1,8 @@
 import html
+import io
 import json
 import shutil
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -14,9 +16,10 @@ from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import analysis, analysis_files, checkpoint, modes
-from stpl_jax.analysis_text import results_text
+from stpl_jax import checkpoint, modes
 from stpl_jax.models import make_segmenter
+from stpl_jax.report import analysis, analysis_files
+from stpl_jax.report.render import render
 
 SIZE = (32, 64)
 GRID = (8, 16)
@@ -105,50 +108,57 @@ def test_pixels_are_the_labels(run):
     config, folder, _ = run
     source = open_domain(config, folder, "val", progress=quiet)
     sample = analysis.draw_sample(config, source, GRID)
-    assert sample.labels.shape == (3, *GRID) and len(sample.few) <= 6 * 4
-    np.testing.assert_array_equal(sample.labels[tuple(sample.places.T)], sample.classes)
-    label = read_clip(source, sample.clips[1], (), (), label=True)["label"]
+    assert len(sample.few) <= 6 * 4 and set(sample.places[:, 0]) == {0, 1, 2}
+    labels = np.stack([read_clip(source, i, (), (), label=True)["label"] for i in sample.clips])
     ys, xs = np.round(np.arange(8) * 63 / 7).astype(int), np.round(np.arange(16) * 127 / 15).astype(int)
-    np.testing.assert_array_equal(sample.labels[1], label[ys][:, xs])
+    np.testing.assert_array_equal(labels[:, ys][:, :, xs][tuple(sample.places.T)], sample.classes)
 
 
 def test_pictures_and_text(run):
     _, folder, _ = run
     text = (folder / "analysis" / "analysis.md").read_text()
+    written = json.loads((folder / "analysis" / "analysis.json").read_text())
+    files = {path.name for path in (folder / "analysis").iterdir()}
+    # Neighbours, t-SNE of two sets of classes for two networks, and two clips' frame, label and two maps.
+    pictures = files - {"analysis.md", "analysis.json", "files.json"}
+    assert len(pictures) == 1 + 2 * 2 + 2 * 4 and all(f"]({picture})" in text for picture in pictures)
+    assert "| source_only |" in text and "| k=1 |" in text
+
     pictures = analysis_files.read_results(folder)["pictures"]
-    assert set(pictures) == {"knn", "feature_maps", "tsne_all", "tsne_chosen"}
-    for picture in pictures.values():
-        assert f"]({picture})" in text
-        with Image.open(folder / "analysis" / picture) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        assert min(pixels.shape[:2]) > 200 and pixels.std() > 10
+    curves = ElementTree.fromstring(pictures["knn"])
+    told = " ".join(part.text for part in curves.iter("{http://www.w3.org/2000/svg}text"))
+    for name in ("source_only", "stpl"):
+        last = written["checkpoints"][name]["same_class_share"][-1]
+        assert f"{name} {100 * last:.1f}" in " ".join(told.split())
+    assert set(pictures["tsne"]) == {"all", "chosen"} and pictures["tsne"]["all"]["stpl"][:4] == b"\x89PNG"
     palette = colour_table("viper")
-    tsne = np.asarray(Image.open(folder / "analysis" / pictures["tsne_all"]).convert("RGB"))
+    tsne = opened(pictures["tsne"]["all"]["stpl"])
     for name in ("road", "building", "vegetation", "car"):
         colour = palette[CLASSES["viper"].index(name)]
         assert (tsne == colour).all(-1).sum() > 100, name
-    assert "| source_only |" in text and "| k=1 |" in text
+    assert (opened(pictures["tsne"]["all"]["source_only"]) != tsne).any()
+    assert [list(panels) for panels in pictures["maps"]] == [["frame", "label", "source_only", "stpl"]] * 2
+    for panels in pictures["maps"]:
+        assert all(opened(content).shape[1] >= 64 for content in panels.values())
+        assert panels["stpl"] != panels["source_only"]
+        # Each place of the feature grid is as large as another.
+        grown = opened(panels["stpl"])
+        np.testing.assert_array_equal(grown[::16, ::16].repeat(16, 0).repeat(16, 1), grown)
+        assert {tuple(c) for c in opened(panels["label"]).reshape(-1, 3)} <= {tuple(c) for c in palette}
+
+
+def opened(content):
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def test_names_in_the_text_are_text(run):
-    results = analysis_files.read_results(run[1])
+    results = json.loads((run[1] / "analysis" / "analysis.json").read_text())
     name = "a|b *c* <i>_d_"
-    results["checkpoints"][name] = results["checkpoints"].pop("stpl")
-    page = MarkdownIt("commonmark").enable("table").render(results_text(results))
-    assert page.count(f"<td>{html.escape(name)}</td>") == 3 and "<i>" not in page and "<em>" not in page
-
-
-def test_drawings_for_the_page(run):
-    _, folder, _ = run
-    drawings = analysis_files.read_drawings(folder, analysis_files.read_results(folder))
-    layout = drawings["tsne"]["all"]
-    for places in layout["places"].values():
-        assert len(places) == len(layout["classes"]) and len({tuple(p) for p in places}) > len(places) / 2
-        assert np.min(places) >= 0 and np.max(places) <= 1000 and np.ptp(places, axis=0).max() == 1000
-    assert set(drawings["tsne"]["chosen"]["classes"]) == {0, 10}
-    assert len(drawings["maps"]) == 2
-    assert [list(panels) for panels in drawings["maps"]] == [["frame", "label", "source_only", "stpl"]] * 2
-    assert drawings["maps"][0]["stpl"] != drawings["maps"][0]["source_only"]
+    for found in (results["checkpoints"], *results["pictures"]["tsne"].values(), *results["pictures"]["maps"]):
+        found[name] = found.pop("stpl")
+    page = MarkdownIt("commonmark").enable("table").render(render("analysis.md", analysis=results))
+    assert page.count(f"<td>{html.escape(name)}</td>") == 3 and page.count(f"<th>{html.escape(name)}</th>") == 2
+    assert "<i>" not in page and "<em>" not in page
 
 
 def test_an_analysis_stays_while_it_is_true(run, tmp_path):
@@ -166,8 +176,10 @@ def test_an_analysis_stays_while_it_is_true(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     assert analysis.is_true(results, config, moved) and analysis.is_enough(results, config, moved, ["stpl"])
-    (moved / "analysis" / "knn.png").unlink()
-    assert analysis.is_true(results, config, moved) and not analysis.is_enough(results, config, moved, ["stpl"])
+    (moved / "analysis" / "knn.svg").unlink()
+    lines = []
+    assert analysis_files.read_results(moved, lines.append) is None
+    assert len(lines) == 1 and "knn.svg: expected what --mode=analyse wrote, found no file" in lines[0]
     shutil.rmtree(moved / "stpl")
     changed = jax.tree.map(np.copy, variables["stpl"])
     changed["params"]["sf_layer"]["kernel"][0, 0, 0, 0] += 1e-3
@@ -266,17 +278,17 @@ def test_few_points_have_a_layout(count):
     assert places.shape == (count, 2) and np.isfinite(places).all()
 
 
-def test_none_of_the_chosen_classes_occurs(tmp_path, tiny_config, drawn_variables):
+def test_none_of_the_chosen_classes_occurs_and_no_maps_are_wanted(tmp_path, tiny_config, drawn_variables):
     set_up(tiny_config, tmp_path, ids=(11, 21, 0))
+    tiny_config.analysis.frames = 0
     save(tmp_path / "run" / "stpl", tiny_config, drawn_variables(make_segmenter(tiny_config.model, 15)))
     modes.analyse(tiny_config, tmp_path / "run", progress=quiet)
     results = analysis_files.read_results(tmp_path / "run")
     assert results["checkpoints"]["stpl"]["variances"]["chosen"] == {"intra": None, "inter": None}
     assert "| stpl | - | - | - |" in (tmp_path / "run" / "analysis" / "analysis.md").read_text()
-    assert analysis_files.read_drawings(tmp_path / "run", results)["tsne"]["chosen"] == {
-        "classes": [],
-        "places": {"stpl": []},
-    }
+    assert (opened(results["pictures"]["tsne"]["chosen"]["stpl"]) == 255).all()
+    assert results["pictures"]["maps"] == []
+    assert "Feature maps" not in (tmp_path / "run" / "analysis" / "analysis.md").read_text()
 
 
 def test_only_the_first_process_analyses(tmp_path, tiny_config, monkeypatch):

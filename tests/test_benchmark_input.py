@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import field_loader, input, raw_frames
+from benchmarks import field_loader, input, measure, performance, raw_frames
 
 RAW_SIZE, SIZE = (64, 128), (32, 64)
 
@@ -168,7 +168,7 @@ def test_the_benchmark_runs(measured):
     frames = sorted((folder / "raw").rglob("*_leftImg8bit.png"))
     assert len(frames) == 2 * 3
     assert result["bytes"]["raw_frame"] == np.mean([path.stat().st_size for path in frames])
-    text = input.table(result)
+    text = performance.reading({"machine": measure.machine(), **result})
     for name in result["rows"]:
         assert name in text
 
@@ -178,7 +178,7 @@ def test_both_sides_have_to_read_the_same(measured):
     frames = sorted((folder / "raw").rglob("aachen_000000_*_leftImg8bit.png"))
     clip = {"name": "aachen_000000_000019", "frames": [str(path) for path in reversed(frames)]}
     clip["flow"] = str(next((folder / "flow").glob("aachen_000000*")))
-    source = input.clips_lib.open_clips(next((folder / "prepared").glob("*/*/*")))
+    source = input.clips_lib.open_clips(next((folder / "prepared").rglob("metadata.json")).parent)
     input.check_same(source, [clip], SIZE)
     with pytest.raises(ValueError, match="different frames or flow for aachen_000000_000019"):
         input.check_same(source, [{**clip, "frames": clip["frames"][::-1]}], SIZE)

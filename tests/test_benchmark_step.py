@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from benchmarks import step, step_forms, step_stages, torch_augment
-from benchmarks.plain_config import Settings, get_config
 from benchmarks.program_cost import products_flop
 from benchmarks.torch_network import FrameBatchNorm, load_weights
 from benchmarks.torch_step import FORMS, Form, TorchStep
@@ -33,7 +32,6 @@ SIZE = (32, 64)  # features are 8×16
 ABSENT = (
     "tensorflow_datasets",
     "grain",
-    "ml_collections",
     "tensorflow",
     "array_record",
     "cv2",
@@ -68,7 +66,7 @@ def one_thread():
 
 def test_needs_none_of_the_libraries_that_read_data():
     program = f"""
-import json, sys
+import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -77,35 +75,16 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from benchmarks import step
-from benchmarks.plain_config import get_config
-print(json.dumps({{name: get_config(name).to_dict() for name in ("viper", "synthetic")}}))
-assert "ml_collections" not in sys.modules
+for module in (step.viper, step.synthetic):
+    module.get_config()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    for name in ("viper", "synthetic"):
-        expected = json.loads(json.dumps(get_config(name).to_dict()))
-        assert not isinstance(get_config(name), Settings) and found[name] == expected
-
-
-def test_settings_are_updated_all_the_way_down():
-    settings = Settings({"a": {"b": 1, "c": 2}, "d": 3})
-    settings.update({"a": {"b": 4}, "e": {"f": 5}})
-    assert settings.to_dict() == {"a": {"b": 4, "c": 2}, "d": 3, "e": {"f": 5}}
-    assert settings.e.f == 5
-    with pytest.raises(AttributeError, match="'g'; there are a, d, e"):
-        _ = settings.g
 
 
 def make_case(config, reading):
-    """Changes a tiny configuration: one of `READINGS`, and no augmentation, which either side draws by itself."""
+    """Changes a small configuration: one of `READINGS`, and no augmentation, which either side draws by itself."""
     chosen = READINGS[reading]
     config.data.target.size = SIZE
     config.batch_norm.average_over = chosen["average_over"]
@@ -133,11 +112,11 @@ def load(network, state):
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_two_steps_as_ours(reading, tiny_config, tiny_variables, to_float64, x64):
-    config = make_case(tiny_config, reading)
+def test_two_steps_as_ours(reading, small_config, small_variables, to_float64, x64):
+    config = make_case(small_config, reading)
     module = accel_module(config.model, CLASSES).clone(dtype=jnp.float64, param_dtype=jnp.float64)
     segmenter = as_network(module)
-    method, optimisers, state = first_state(config, segmenter, to_float64(tiny_variables))
+    method, optimisers, state = first_state(config, segmenter, to_float64(small_variables))
     forms = {"plain": Form(), "batched": Form(batched=True, channels_last=True, fused=True)}
     theirs = {name: TorchStep(config, CLASSES, form, "cpu", torch.float64) for name, form in forms.items()}
     for one in theirs.values():
@@ -175,8 +154,8 @@ def keep_outputs(one):
 
 
 @pytest.mark.parametrize(("form", "count"), [("best", 3), ("best, frame by frame", 4)])
-def test_best_is_near_plain_and_compiles_once(form, count, tiny_config, monkeypatch):
-    config, graphs, compiler = make_case(tiny_config, "embedded"), [], torch.compile
+def test_best_is_near_plain_and_compiles_once(form, count, small_config, monkeypatch):
+    config, graphs, compiler = make_case(small_config, "embedded"), [], torch.compile
     config.methods.stpl.augment.update({"blur_probability": 0.5, "jitter_probability": 0.5})
 
     def backend(graph, inputs):
@@ -209,11 +188,11 @@ def test_best_is_near_plain_and_compiles_once(form, count, tiny_config, monkeypa
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in best.network.parameters())
 
 
-def test_settings_that_are_not_followed_are_refused(tiny_config):
-    tiny_config.methods.stpl.contrast.scope = "device"
-    tiny_config.num_frames = 3
+def test_settings_that_are_not_followed_are_refused(small_config):
+    small_config.methods.stpl.contrast.scope = "device"
+    small_config.num_frames = 3
     with pytest.raises(ValueError, match=r"num_frames=3, not 2; methods.stpl.contrast.scope='device', not 'clip'"):
-        TorchStep(tiny_config, CLASSES, Form(), "cpu")
+        TorchStep(small_config, CLASSES, Form(), "cpu")
 
 
 @pytest.mark.parametrize("averaged", [2, 4])
@@ -238,9 +217,9 @@ def test_frames_in_one_batch_are_normalised_as_frames_one_by_one(averaged):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_augmentation_as_ours_by_the_same_draw(seed, tiny_config):
+def test_augmentation_as_ours_by_the_same_draw(seed, small_config):
     numbers = random.Random(seed)
-    draw = torch_augment.sample(numbers, 64, tiny_config.methods.stpl.augment)
+    draw = torch_augment.sample(numbers, 64, small_config.methods.stpl.augment)
     frames = np.random.default_rng(seed).uniform(0, 255, (2, 64, 48, 3)).astype(np.float32)
 
     def one_frame(frame):
@@ -256,8 +235,8 @@ def test_augmentation_as_ours_by_the_same_draw(seed, tiny_config):
     assert torch.equal(torch_augment.augment(torch.from_numpy(frames), neither), torch.from_numpy(frames))
 
 
-def test_draws_follow_the_settings(tiny_config):
-    settings, numbers = tiny_config.methods.stpl.augment, random.Random(0)
+def test_draws_follow_the_settings(small_config):
+    settings, numbers = small_config.methods.stpl.augment, random.Random(0)
     draws = [torch_augment.sample(numbers, 256, settings) for _ in range(4000)]
     assert abs(np.mean([draw.blur for draw in draws]) - 0.6) < 0.03
     assert abs(np.mean([draw.jitter for draw in draws]) - 0.8) < 0.03
@@ -273,10 +252,10 @@ def test_draws_follow_the_settings(tiny_config):
 
 
 @pytest.mark.parametrize("block", [1024, 40], ids=["one block", "nine blocks"])
-def test_our_step_does_what_pytorch_counts(block, tiny_config, tiny_segmenter, tiny_variables):
-    config = make_case(tiny_config, "paper")
+def test_our_step_does_what_pytorch_counts(block, small_config, small_segmenter, small_variables):
+    config = make_case(small_config, "paper")
     config.methods.stpl.contrast.block = block
-    method, optimisers, state = first_state(config, tiny_segmenter, tiny_variables)
+    method, optimisers, state = first_state(config, small_segmenter, small_variables)
     batch = {"target": step_forms.make_clips(config, 1)}
     step = make_train_step(method, optimisers, 0)
     found = products_flop(jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 1)])(state, batch))
@@ -288,9 +267,9 @@ def test_our_step_does_what_pytorch_counts(block, tiny_config, tiny_segmenter, t
     assert expected <= found <= expected + 3 * similarities + 0.02 * expected
 
 
-def test_stages_make_up_the_step(tiny_config, tiny_segmenter, tiny_variables):
-    config = make_case(tiny_config, "embedded")
-    method, optimisers, state = first_state(config, tiny_segmenter, tiny_variables)
+def test_stages_make_up_the_step(small_config, small_segmenter, small_variables):
+    config = make_case(small_config, "embedded")
+    method, optimisers, state = first_state(config, small_segmenter, small_variables)
     data = jax.tree.map(jnp.asarray, step_forms.make_clips(config, 2))
     parts = step_stages.stages(method, optimisers, state, data)
     assert set(step_stages.WHOLE) < set(parts)
@@ -311,15 +290,15 @@ def test_stages_make_up_the_step(tiny_config, tiny_segmenter, tiny_variables):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), found, expected)
 
 
-def test_a_run_prints_and_writes(tiny_config, tmp_path, monkeypatch, capsys):
-    config = make_case(tiny_config, "paper")
+def test_a_run_prints_and_writes(small_config, tmp_path, monkeypatch, capsys):
+    config = make_case(small_config, "paper")
     monkeypatch.setattr(sys, "argv", ["step", "--rounds=2", "--steps=1", "--forms", "plain", f"--out={tmp_path}"])
     monkeypatch.setattr(step, "set_up", lambda options, parser: ("cpu", False, config))
     monkeypatch.setattr(step, "memory_in_own_process", lambda name: {"ours": 2**30, "plain": None}[name])
     monkeypatch.setitem(step.RATES, "cpu", (64, 1024, 2))
     step.main()
     printed = capsys.readouterr().out
-    assert "GPU: not measured" in printed and "plain / ours" in printed and "sum of stages" in printed
+    assert "GPU: not measured" in printed and "plain / ours" in printed and "sum of the stages" in printed
     content = json.loads((tmp_path / "step_cpu.json").read_text())
     assert content["gpu"] == "not measured" and content["machine"]["device"] == "cpu"
     clips = jax.local_device_count()

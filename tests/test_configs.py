@@ -42,7 +42,7 @@ def test_the_real_sets_have_files():
 @pytest.mark.parametrize("name", FILES)
 def test_keys_are_those_of_base(name):
     known = set(keys(base.get_config()))
-    # Rows and worlds are open: they hold differences, and settings of input_pipeline/worlds.py.
+    # Rows and worlds are open: they hold differences, and settings of input_pipeline/world/generate.py.
     new = {key for key in keys(load(name)) if key not in known and not key.startswith(("rows.", "world."))}
     assert not new
 

@@ -16,10 +16,10 @@ from configs import base as base_config
 from input_pipeline import flow_files
 from input_pipeline.builders import base
 from input_pipeline.builders.checks import BadFilesError
-from input_pipeline.builders.synthia_seq import LAYOUT as SYNTHIA
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import domain_spec, open_domain
 from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
 from input_pipeline.optical_flow import HostEstimator, dis_flow
 from stpl_jax import checkpoint, flow_estimators, flow_extraction, modes, predict
 from stpl_jax.flow_estimators import DeviceEstimator, FlowError
@@ -107,13 +107,12 @@ def test_flow_files_of_every_domain(config, tmp_path, estimates):
         ("val", "lindau_000000_000018_000017_int16_x10.npy", "lindau_000000_000018", "lindau_000000_000017"),
     ):
         spec = domain_spec(config, domain, workdir=tmp_path)
-        layout = flow_extraction.BUILDERS[spec.name].LAYOUT
         if domain == "source":
             paths = [tmp_path / "viper/train" / name for name in (current, earlier)]
         else:
             images = tmp_path / "city/leftImg8bit_sequence/val/lindau"
             paths = [images / f"{name}_leftImg8bit.png" for name in (current, earlier)]
-        frame, before = (base.read_frame(path, spec, layout) for path in paths)
+        frame, before = (base.read_frame(path, spec) for path in paths)
         stored = np.load(folder / domain / file)
         assert stored.dtype == np.int16 and stored.shape == (*spec.size, 2)
         np.testing.assert_array_equal(stored[..., 0], frame[..., 0])
@@ -226,7 +225,7 @@ def test_dis_files_are_what_preparing_estimates(config, tmp_path, size):
     config.data.classes = "synthia_seq"
     config.data.source.update(dict(name="synthia_seq", raw_dir=str(tmp_path / "synthia"), size=(32, 64)))
     config.flow.estimator, config.flow.size = "dis", size
-    pairs = type("Needs", (), {"offsets": (0, 1, 2), "flow_pairs": ((0, 1), (1, 2))})
+    pairs = DomainNeeds((0, 1, 2), ((0, 1), (1, 2)))
     assert extract(config, tmp_path, {"source": pairs}, lambda line: None) == 3
     folder = tmp_path / "flow" / "source"
     assert names(folder) == [f"{n:06}_int16_x10.npy" for n in (1, 2, 3)]
@@ -235,7 +234,7 @@ def test_dis_files_are_what_preparing_estimates(config, tmp_path, size):
     if size == "raw":
         frames = [np.asarray(predict.Image.open(path).convert("RGB")) for path in frames]
     else:
-        frames = [base.read_frame(path, spec, SYNTHIA) for path in frames]
+        frames = [base.read_frame(path, spec) for path in frames]
     np.testing.assert_array_equal(np.load(folder / "000002_int16_x10.npy"), flow_files.to_int16(dis_flow(*frames)))
     if size == "training":
         config.flow.files = "none"

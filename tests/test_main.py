@@ -32,7 +32,7 @@ def command(tmp_path_factory):
     """A function that starts main.py on one CPU device with the tiny configuration."""
     config = tmp_path_factory.mktemp("config") / "tiny.py"
     config.write_text(TINY)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def start(workdir, *flags):
         arguments = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *flags]

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pytest
 from markdown_it import MarkdownIt
 
-from stpl_jax import markdown
+from stpl_jax.report import markdown
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 HOSTILE = [

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import stpl_jax
-from stpl_jax import analysis, checkpoint, model_choice, modes, predict
+from stpl_jax import checkpoint, model_choice, modes, predict
 from stpl_jax import checkpoint_places as places
 from stpl_jax.checkpoint import CheckpointError
+from stpl_jax.report import analysis
 
 CLASSES = ["road", "sidewalk", "building", "fence", "light"]
 

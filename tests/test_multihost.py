@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from tiny_run import tiny_run_config
 
 from input_pipeline.labels import CLASSES
@@ -34,7 +33,6 @@ def run_config():
     # A tenth: the order of sums differs by rounding, and steps far apart in a random network make more of it than 1e-5.
     config.optim.learning_rate = 3e-5
     config.cpu_xla_flags = ""  # as in the process of the tests
-    config.compilation_cache = True
     return config
 
 
@@ -48,16 +46,7 @@ def source_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Keeps what this process compiles: each run compiles the same step."""
-    compilation_cache.set_cache_dir(str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory, source_model, compiled):
+def one(tmp_path_factory, source_model):
     """A run of five steps in this process, on its eight devices."""
     workdir = tmp_path_factory.mktemp("one")
     adapt(workdir, source_model)
@@ -116,7 +105,7 @@ def start_two(workdir, source_model, way, *flags, second=()):
     file.write_text("from tests.test_multihost import run_config as get_config\n")
     common = [sys.executable, "main.py", "--mode=adapt", f"--config={file}", f"--workdir={workdir}"]
     common += [f"--config.init_from={source_model}", "--config.cpu_devices=4", *flags]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
     port, started = free_port(), []
     for index in (0, 1):
         own, told = way(port, index)
@@ -226,7 +215,6 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(one, two, source_model, tm
 
 def test_two_processes_under_slurm_go_on_from_a_checkpoint_of_one(one, two, source_model, tmp_path):
     begin_at(tmp_path / "run", one, 2)
-    (tmp_path / "run" / "compilation_cache").symlink_to(two[0] / "compilation_cache")
     finish(start_two(tmp_path / "run", source_model, by_slurm))
     assert_same(tmp_path / "run", one)
     counts = [

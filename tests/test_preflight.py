@@ -130,9 +130,9 @@ def test_the_validation_set_is_looked_at_before_anything_is_prepared(config, tmp
 def test_all_sets_of_all_rows_are_prepared(config, tmp_path):
     config.rows.longer = dict(method="stpl", num_frames=3)
     check(config, tmp_path, "source_only", "stpl", "longer")
-    names = [name.partition("-")[0] for name in prepared(tmp_path)]
-    # stpl reads two frames, longer three: two sets of the target.
-    assert names == ["cityscapes_seq/cityscapes_seq"] * 3 + ["viper/viper"]
+    names = [name.partition("/")[0] for name in prepared(tmp_path)]
+    # stpl reads two frames, longer three: of one set of the target.
+    assert names == ["cityscapes_seq"] * 2 + ["viper"]
     # And nothing is left to do when the rows open theirs, whatever happens to the raw files meanwhile.
     shutil.rmtree(tmp_path / "viper" / "train" / "img")
     lines = []

@@ -1,6 +1,8 @@
 import html
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import cv2
 import jax
@@ -13,9 +15,11 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, PALETTE, colour_table, train_id_table
-from stpl_jax import checkpoint, predict, report, report_html
+from stpl_jax import checkpoint, predict
 from stpl_jax.models import make_segmenter
 from stpl_jax.models.network import initial_variables
+from stpl_jax.report import numbers, writing
+from stpl_jax.report.pictures import Picture
 
 TRAIN_SIZE = (32, 64)
 LABEL_SIZE = (64, 128)
@@ -72,8 +76,8 @@ def save(folder, config, variables):
 def test_numbers_and_shares(tmp_path, config):
     for row, miou in MIOU.items():
         write_evaluation(tmp_path, row, miou)
-    evaluations = report.read_evaluations(config, tmp_path)
-    found = json.loads(json.dumps(report.make_report(config, evaluations), allow_nan=False))
+    evaluations = numbers.read_evaluations(config, tmp_path)
+    found = json.loads(json.dumps(numbers.make_report(config, evaluations), allow_nan=False))
     assert found["classes"] == list(CLASSES["viper"])
     assert list(found["results"]) == ["source_only", "bn_statistics", "oracle", "stpl"]
     assert {row: scores["miou"] for row, scores in found["results"].items()} == MIOU
@@ -86,35 +90,35 @@ def test_numbers_and_shares(tmp_path, config):
     assert found["gap_closed_beyond_bn"] == pytest.approx(15 / 30)
     assert found["config"]["method"] == "stpl" and "jax" in found["versions"] and found["device"]
 
-    text = report.report_text(found, "stpl")
+    text = writing.report_text(found, "stpl")
     assert "| **stpl** | 55.0 | +25.0 | 90.0 | 95.0 | 7 | 56.0 (step 5) |" in text
     assert "| source_only | 30.0 | +0.0 |" in text
-    assert "| building | 32.0 | 42.0 | 72.0 | 57.0 |" in text and "| bicycle | - | - | - | - |" in text
+    assert "| building | 32.0 | 42.0 | 57.0 | 72.0 |" in text and "| bicycle | - | - | - | - |" in text
     assert "62.5%" in text and "25.0%" in text and "50.0%" in text and "validation labels" in text
 
 
 def test_names_and_paths_show_as_they_are(tmp_path, config):
     for row, miou in MIOU.items():
         write_evaluation(tmp_path, row, miou, source="/data/a_b|c *d* [e](f) <i>/caf\udce9\n# g")
-    found = report.make_report(config, report.read_evaluations(config, tmp_path))
+    found = numbers.make_report(config, numbers.read_evaluations(config, tmp_path))
     row, clip = "mine|<b>_x_", "# clip *1* [a](b)\n<script>"
     for part in ("results", "settings"):
         found[part][row] = found[part].pop("stpl")
     found["config"]["data"]["target"]["name"] = "_city_"
-    text = report.report_text(found, row, [(clip, f"frames/{clip}.png")])
+    text = writing.report_text(found, row, [Picture(clip, f"frames/{clip}.png", {})])
     page = MarkdownIt("commonmark").enable("table").render(text)
     assert html.unescape(re.findall("<h1>(.*)</h1>", page)[0]) == f"Adaptation to _city_ by {row}"
     cells = [html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", page)]
     assert f"<strong>{row}</strong>" in cells and "source_only" in cells
     heads = [html.unescape(head) for head in re.findall("<th.*?>(.*?)</th>", page)]
-    assert heads[-5:] == ["class", "source_only", "bn_statistics", "oracle", row]
+    assert heads[-5:] == ["class", "source_only", "bn_statistics", row, "oracle"]
     shown = html.unescape(page)
     assert "from /data/a_b|c *d* [e](f) <i>/caf\\udce9\\n# g</li>" in shown
     assert "<p># clip *1* [a](b)\\n<script></p>" in shown and 'src="frames/%23%20clip' in page
     for mark in ("<b>", "<i>", "<script>", "<em>c", "<em>d", "<em>1", "<a "):
         assert mark not in page
     # Bytes that are no text are told apart from it, and neither file stops over them.
-    report.write_report(config, tmp_path, lambda line: None)
+    writing.write_report(config, tmp_path, lambda line: None)
     for name in ("report.md", "report.html"):
         assert "caf" in (tmp_path / name).read_text(encoding="utf-8")
 
@@ -124,7 +128,7 @@ def test_a_missing_row_makes_its_shares_null(tmp_path, config, missing):
     for row, miou in MIOU.items():
         if row != missing:
             write_evaluation(tmp_path, row, miou)
-    found = report.make_report(config, report.read_evaluations(config, tmp_path))
+    found = numbers.make_report(config, numbers.read_evaluations(config, tmp_path))
     needs = {
         "gap_closed": {"source_only", "stpl", "oracle"},
         "gap_closed_by_bn_statistics": {"source_only", "bn_statistics", "oracle"},
@@ -133,22 +137,30 @@ def test_a_missing_row_makes_its_shares_null(tmp_path, config, missing):
     assert missing not in found["results"]
     for share, rows in needs.items():
         assert (found[share] is None) == (missing in rows)
-    assert "not known" in report.report_text(found, "stpl")
+    assert "not known" in writing.report_text(found, "stpl")
 
 
 def test_no_gap_and_scores_that_are_not_defined(tmp_path, config):
     for row in MIOU:
         write_evaluation(tmp_path, row, 30.0)
     write_evaluation(tmp_path, "bn_statistics", float("nan"))
-    found = report.make_report(config, report.read_evaluations(config, tmp_path))
+    found = numbers.make_report(config, numbers.read_evaluations(config, tmp_path))
     assert found["gap_closed"] is None and found["gap_closed_by_bn_statistics"] is None
     assert found["results"]["bn_statistics"]["miou"] is None
     assert "NaN" not in json.dumps(found)
 
 
+def test_templates_travel_with_the_package():
+    folder = Path(writing.__file__).parent
+    project = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["stpl_jax.report"]
+    there = {path for path in (folder / "templates").rglob("*") if path.is_file()}
+    assert len(there) > 10 and there <= {path for pattern in patterns for path in folder.glob(pattern)}
+
+
 def test_nothing_to_report(tmp_path, config):
     with pytest.raises(UserError, match="no evaluation.json in any of source_only, bn_statistics, oracle, stpl"):
-        report.write_report(config, tmp_path)
+        writing.write_report(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +185,7 @@ def test_pictures_show_frame_predictions_and_label(tmp_path, config):
     save(tmp_path / "run" / "stpl", config, network(config, 1))
     for row, miou in MIOU.items():
         write_evaluation(tmp_path / "run", row, miou, source=str(tmp_path / "given" / "checkpoints" / "0"))
-    report.write_report(config, tmp_path / "run", progress=lambda line: None)
+    writing.write_report(config, tmp_path / "run", progress=lambda line: None)
 
     files = sorted(p.name for p in (tmp_path / "run" / "frames").iterdir())
     assert files == [f"{names[0]}.png", f"{names[-1]}.png"]
@@ -214,7 +226,7 @@ def test_a_generated_run_ends_with_a_video(tmp_path, config):
     for seed, row in enumerate(("source_only", "stpl")):
         save(tmp_path / row, config, network(config, seed))
         write_evaluation(tmp_path, row, MIOU[row])
-    report.write_report(config, tmp_path, progress=lambda line: None)
+    writing.write_report(config, tmp_path, progress=lambda line: None)
     assert "(video.mp4)" in (tmp_path / "report.md").read_text()
     assert len(list((tmp_path / "frames").iterdir())) == 1
     capture = cv2.VideoCapture(str(tmp_path / "video.mp4"))
@@ -231,7 +243,7 @@ def test_without_networks_the_numbers_still_come(tmp_path, config):
     for row, miou in MIOU.items():
         write_evaluation(tmp_path, row, miou)
     lines = []
-    report.write_report(config, tmp_path, lines.append)
+    writing.write_report(config, tmp_path, lines.append)
     assert not (tmp_path / "frames").exists() and "## Pictures" not in (tmp_path / "report.md").read_text()
     assert any("no pictures of source_only: No checkpoint" in line for line in lines)
     assert json.loads((tmp_path / "report.json").read_text())["results"]["stpl"]["miou"] == 55
@@ -241,7 +253,7 @@ def test_only_the_first_process_writes(tmp_path, config, monkeypatch):
     for row, miou in MIOU.items():
         write_evaluation(tmp_path, row, miou)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    report.write_report(config, tmp_path)
+    writing.write_report(config, tmp_path)
     assert not (tmp_path / "report.json").exists()
 
 
@@ -249,11 +261,11 @@ def test_scores_on_other_clips_are_marked(config, tmp_path):
     for row, miou in (("source_only", 30.0), ("stpl", 50.0)):
         write_evaluation(tmp_path, row, miou)
     told = "scored on different validation clips"
-    numbers = report.make_report(config, report.read_evaluations(config, tmp_path))
-    assert told not in report.report_text(numbers, "stpl")
+    found = numbers.make_report(config, numbers.read_evaluations(config, tmp_path))
+    assert told not in writing.report_text(found, "stpl")
     for row, digest in (("source_only", "one"), ("stpl", "other")):
         path = tmp_path / row / "evaluation.json"
-        found = json.loads(path.read_text())
-        path.write_text(json.dumps(found | {"last": found["last"] | {"data": digest}}))
-    numbers = report.make_report(config, report.read_evaluations(config, tmp_path))
-    assert told in report.report_text(numbers, "stpl") and told in report_html.page(numbers, "stpl", {}, {})
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"last": record["last"] | {"data": digest}}))
+    found = numbers.make_report(config, numbers.read_evaluations(config, tmp_path))
+    assert told in writing.report_text(found, "stpl") and told in writing.report_page(found, "stpl", {}, {})

@@ -5,8 +5,8 @@ import random
 import re
 import shutil
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
-import jax
 import numpy as np
 import pytest
 from browser import look_at
@@ -14,15 +14,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline.labels import CLASSES, PALETTE
-from stpl_jax import analysis, analysis_files, checkpoint, report, report_html
+from stpl_jax import checkpoint
 from stpl_jax.models import make_segmenter
-from stpl_jax.page import charts, parts
-from stpl_jax.page.features import features_section
-from stpl_jax.report_numbers import make_report, read_curves, read_evaluations
-from stpl_jax.report_pictures import Picture
+from stpl_jax.report import analysis, analysis_files, charts, writing
+from stpl_jax.report.numbers import make_report, read_curves, read_evaluations
+from stpl_jax.report.pictures import Picture
 
 ROWS = {"source_only": 30.0, "bn_statistics": 40.0, "stpl": 55.0, "oracle": 70.0}
 FRAMES, MOMENTS = 2, 3
+CHARTS = 1 + 3 + 1  # mIoU, three rows' losses, neighbours
 VOID = {"meta", "img", "source", "link", "br", "hr", "input"}
 
 
@@ -72,7 +72,7 @@ def run(tmp_path_factory, tiny_settings, drawn_variables):
         checkpoint.save_model(folder / row, drawn_variables(segmenter, seed), meta)
     found = analysis.find_checkpoints(config, folder)
     analysis.analyse(config, folder, found, lambda line: None)
-    report.write_report(config, folder, lambda line: None)
+    writing.write_report(config, folder, lambda line: None)
     return config, folder
 
 
@@ -122,8 +122,7 @@ def test_chromium_shows_the_page(page, width, tmp_path):
     for seen in look_at(page, width, tmp_path):
         assert "HeadlessChrome" in seen["browser"]
         assert seen["problems"] == [] and seen["broken"] == [] and seen["asked_for"] == []
-        # The film, four panels of each frame, and frame, label and two feature maps of one.
-        assert seen["images"] == seen["shown"] == 1 + 4 * FRAMES + 4
+        assert seen["images"] == seen["shown"] == 1 + 4 * FRAMES + CHARTS + 4 + 4
         assert seen["width"] <= width, "the page itself scrolls sideways"
         assert seen["least_chart_text"] >= 11
         assert seen["text"] > 2000
@@ -137,9 +136,7 @@ def test_chromium_sees_what_is_wrong(tmp_path):
     for seen in look_at(bad, 390, tmp_path):
         assert len(seen["problems"]) == 1 and "nothing is not defined" in seen["problems"][0]
         assert seen["broken"] == ["torn"] and seen["shown"] == 0 and seen["width"] >= 2000
-    refused = bad.replace(
-        "<title>", f'<meta http-equiv="Content-Security-Policy" content="{report_html._POLICY}"><title>'
-    )
+    refused = bad.replace("<title>", f'<meta http-equiv="Content-Security-Policy" content="{writing.POLICY}"><title>')
     for seen in look_at(refused, 390, tmp_path):
         assert seen["problems"] == ["refused: inline"]
 
@@ -148,14 +145,15 @@ def test_everything_is_in_the_one_file(page):
     parsed = Parsed(page)
     assert len(page) < 6e6 and not parsed.all("script") and not parsed.all("link")
     assert not re.search(r"https?:|url\(|@import", page)
+    # The film, four panels of each frame, t-SNE of two sets of classes for two networks, and frame, label and two
+    # feature maps of one clip; the film for narrow screens and at rest; each chart for light and for dark pages.
+    assert len(parsed.all("img")) == 1 + 4 * FRAMES + CHARTS + 4 + 4
     sources = [image["src"] for image in parsed.all("img")] + [source["srcset"] for source in parsed.all("source")]
-    assert len(sources) == 1 + 4 * FRAMES + 4 + 2
-    for uri in sources:
+    drawings = [uri for uri in sources if "svg" in uri[:30]]
+    assert len(sources) == len(parsed.all("img")) + 2 + CHARTS and len(drawings) == 2 * CHARTS
+    for uri in set(sources) - set(drawings):
         assert decoded(uri).width >= 16
     assert all(image["alt"] for image in parsed.all("img"))
-    drawings = parsed.all("svg")
-    # mIoU, three losses, neighbours, and t-SNE of two sets of classes for two networks.
-    assert len(drawings) == 1 + 3 + 1 + 4 and all(svg["role"] == "img" and svg["aria-label"] for svg in drawings)
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids)) == 8
     assert [link["href"] for link in parsed.all("a")] == [f"#{name}" for name in ids]
@@ -172,13 +170,15 @@ def test_numbers_stand_in_the_page(page):
     assert "road 30.0 → 55.0 +25.0" in text and "bicycle – → – –" in text
     # A class's line of the confusion matrix: 57 of the 85 pixels of stpl's are right, two each are any other.
     assert "road 67 2 2" in text
+    # The shares of same-class pixels stand beside their chart.
+    assert "network k=1 k=2 k=5 source_only" in text
     assert '"method": "stpl"' in text and "seed 0" in text and "0.1." in text
 
 
 def test_pictures_are_those_of_the_run(run, page):
     parsed = Parsed(page)
     film = decoded(parsed.all("img")[0]["src"])
-    still, tall = (decoded(source["srcset"]) for source in parsed.all("source"))
+    still, tall = (decoded(source["srcset"]) for source in parsed.all("source")[:2])
     assert film.n_frames == MOMENTS and film.info["loop"] == 0 and film.info["duration"] == 100
     assert film.width > film.height and tall.height > tall.width and tall.n_frames == MOMENTS
     assert still.size == film.size and getattr(still, "n_frames", 1) == 1
@@ -202,31 +202,60 @@ def test_pictures_are_those_of_the_run(run, page):
         assert before.convert("RGB").tobytes() != after.convert("RGB").tobytes()
 
 
+def charts_of(page):
+    """What is told of each chart, and its letters, on light pages and on dark ones."""
+    parsed, found = Parsed(page), {}
+    dark = [source["srcset"] for source in parsed.all("source") if "svg" in source["srcset"][:30]]
+    for image in parsed.all("img"):
+        if image.get("class") == "chart":
+            found[image["alt"]] = [base64.b64decode(u.partition(",")[2]).decode() for u in (image["src"], dark.pop(0))]
+    assert not dark
+    return found
+
+
+def letters(svg):
+    return [
+        " ".join(part.text.split()) for part in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
+
+
 def test_curves_are_read_and_start_at_the_source_model(run, page):
     config, folder = run
     curves = read_curves(folder, "stpl")
     assert set(curves) == {"loss/network", "loss/adversary", "validation/miou"}
     assert curves["validation/miou"] == ((30, 50.0), (60, 55.0)) and len(curves["loss/network"]) == 60
     assert read_curves(folder, "nothing") == {}
-    chart = page[page.index("Validation mIoU over") :].split("</svg>")[0]
-    # Three marks of each row but source_only, which has no start.
-    assert chart.count("<circle") == 3 * 3 + 2
-    assert "stpl, step 0: 30" in chart and "source_only, step 0" not in chart
-    assert "stpl, step 60: 55" in chart and "oracle ends at 70.0" in chart
+    found = charts_of(page)
     # bn_statistics has no loss to show.
-    assert "Loss of stpl over training steps: network from 1 to " in page and "Loss of bn_statistics" not in page
+    assert [told for told in found if told.startswith("Loss of")] == [
+        f"Loss of {row} over training steps" for row in ("source_only", "stpl", "oracle")
+    ]
+    (told,) = (told for told in found if told.startswith("Validation mIoU over training steps: "))
+    assert "stpl ends at 55.0" in told and told.endswith("oracle ends at 70.0")
+    light, dark = found[told]
+    shown = letters(light)
+    assert all(f"{row} {miou:.1f}" in shown for row, miou in ROWS.items()) and "mIoU, percent" in shown
+    # Three marks of each row but source_only, which has no start, and one in the legend.
+    assert light.count("<use") - light.count('id="xtick') == 3 * 3 + 2 + len(ROWS)
+    # Dark pages have their own colours, and nothing else differs.
+    assert letters(dark) == shown and dark != light
+    for light_colour, dark_colour in charts.COLOURS.values():
+        assert light_colour not in dark
+        light = light.replace(light_colour, dark_colour)
+    assert light == dark
 
 
 def test_what_is_missing_is_left_out(tmp_path, tiny_config):
     write_row(tmp_path, "stpl", 55.0)
     (tmp_path / "stpl" / "metrics.jsonl").unlink()
     found = make_report(tiny_config, read_evaluations(tiny_config, tmp_path))
-    page = report_html.page(found, "stpl", {"stpl": {}}, {"stpl": [[0] * 15] * 15})
+    page = writing.report_page(found, "stpl", {"stpl": {}}, {"stpl": [[0] * 15] * 15})
     parsed = Parsed(page)
     headings = [link["href"] for link in parsed.all("a")]
-    assert headings == ["#rows", "#classes", "#settings"] and not parsed.all("img") and not parsed.all("svg")
+    assert headings == ["#rows", "#classes", "#settings"] and not parsed.all("img")
     text = " ".join(parsed.text)
-    assert text.count("not known: a row is missing, or there is no gap") == 3 and "goes from" not in text
+    assert text.count("not known: a row is missing, or there is no gap") == 3
+    assert "goes from" not in text and "An oracle" not in text
     (seen, *_) = look_at(page, 390, tmp_path)
     assert seen["problems"] == [] and seen["width"] <= 390
 
@@ -237,64 +266,47 @@ def test_an_analysis_of_other_weights_is_left_out(run, tmp_path):
         shutil.copytree(folder / part, tmp_path / part)
     shutil.copytree(folder / "stpl" / "checkpoints", tmp_path / "source_only" / "checkpoints")
     lines = []
-    report.write_report(config, tmp_path, lines.append)
+    writing.write_report(config, tmp_path, lines.append)
     assert any("a network has changed since" in line for line in lines)
     assert 'id="features"' not in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("file", ["analysis.json", "drawings.json"])
-@pytest.mark.parametrize(
-    "content", [b"", b'{"tsne": {"al', b"\xff\x00", b"[]", b'{"checkpoints": 3, "tsne": 3, "maps": 3}']
-)
+@pytest.mark.parametrize("file", ["files.json", "analysis.json", "knn.svg", "map_0_0.webp", "tsne_all_1.png"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"[]", b'{"form": 1, "files": 3}'])
 def test_a_damaged_analysis_is_told_and_left_out(run, tmp_path, file, content):
-    config, folder = run
-    (tmp_path / "analysis").mkdir()
-    for name in ("analysis.json", "drawings.json"):
-        shutil.copy(folder / "analysis" / name, tmp_path / "analysis")
-    (tmp_path / "analysis" / file).write_bytes(content)
+    shutil.copytree(run[1] / "analysis", tmp_path / "analysis")
+    (tmp_path / "analysis" / file).unlink()
+    if content is not None:
+        (tmp_path / "analysis" / file).write_bytes(content)
     lines = []
-    found = analysis_files.read_results(tmp_path, lines.append)
-    assert (found is None) == (file == "analysis.json")
-    if found:
-        assert analysis_files.read_drawings(tmp_path, found, lines.append) is None
-        assert not analysis.is_enough(found, config, folder.parent / tmp_path, list(found["checkpoints"]))
-    (line,) = lines
-    assert line.startswith(f"analysis  {tmp_path / 'analysis' / file}: expected ") and "--mode=analyse" in line
+    assert analysis_files.read_results(tmp_path, lines.append) is None
+    if (file, content) == ("files.json", None):
+        assert not lines  # there is no analysis
+    else:
+        (line,) = lines
+        assert line.startswith(f"analysis  {tmp_path / 'analysis' / file}: expected ") and "--mode=analyse" in line
 
 
-def test_whatever_a_damaged_analysis_holds_the_page_is_drawn(run, tmp_path):
-    """Parts of both files put in the place of others, or one byte changed: left out, or drawn without a stop."""
-    _, folder = run
-    (tmp_path / "analysis").mkdir()
-    texts = {name: (folder / "analysis" / name).read_bytes() for name in ("analysis.json", "drawings.json")}
-    draw, drawn = random.Random(0), 0
-    for i in range(120):
-        for name, text in texts.items():
-            if i % 2 == (name == "analysis.json"):
-                # The pictures are most of the file: half of the changes go to the part before them.
-                end = text.find(b"data:image") if i % 4 < 2 else len(text)
-                place = draw.randrange(end if end > 0 else len(text))
-                new = draw.choice([bytes([text[place] ^ 1 << draw.randrange(8)]), b"", b"<b>", b"-", b"null", b'"'])
-                text = text[:place] + new + text[place + 1 :]
-            (tmp_path / "analysis" / name).write_bytes(text)
-        results = analysis_files.read_results(tmp_path, lambda line: None)
-        drawings = results and analysis_files.read_drawings(tmp_path, results, lambda line: None)
-        if drawings:
-            styles = parts.row_styles(results["checkpoints"], "stpl")
-            page = features_section(results, drawings, styles, CLASSES["viper"])
-            assert "<b>" not in page and len(Parsed(page).all("img")) == 4
-            drawn += 1
-    assert 0 < drawn < 120
+@pytest.mark.parametrize("file", ["files.json", "analysis.json", "analysis.md"])
+def test_one_byte_changed_anywhere_is_noticed(run, tmp_path, file):
+    shutil.copytree(run[1] / "analysis", tmp_path / "analysis")
+    whole = (tmp_path / "analysis" / file).read_bytes()
+    draw = random.Random(0)
+    for _ in range(60):
+        place = draw.randrange(len(whole))
+        new = draw.choice([bytes([whole[place] ^ 1 << draw.randrange(8)]), b"", b"<b>", b"null", b'"'])
+        changed = whole[:place] + new + whole[place + 1 :]
+        (tmp_path / "analysis" / file).write_bytes(changed)
+        if analysis_files.read_results(tmp_path, lambda line: None):
+            # Blanks between the words of the list say nothing.
+            assert changed == whole or (file == "files.json" and json.loads(changed) == json.loads(whole))
 
 
-def test_a_page_without_its_drawings(run, tmp_path):
-    _, folder = run
-    shutil.copytree(folder, tmp_path / "run")
-    (tmp_path / "run" / "analysis" / "drawings.json").unlink()
+def test_an_analysis_of_another_form_is_left_out(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis_files, "_FORM", 2)
     lines = []
-    report.write_report(run[0], tmp_path / "run", lines.append)
-    assert any("without feature space: drawings.json is not there" in line for line in lines)
-    assert 'id="features"' not in (tmp_path / "run" / "report.html").read_text()
+    assert analysis_files.read_results(run[1], lines.append) is None
+    assert "files.json: expected what --mode=analyse writes" in lines[0]
 
 
 def test_damaged_lines_of_a_log_are_left_out_and_counted_once(tmp_path):
@@ -328,53 +340,43 @@ def test_names_are_text(tmp_path, tiny_config):
     found["config"]["data"]["target"]["name"] = name
     curves = {name: read_curves(tmp_path, "stpl")}
     confusion = {name: [[1] * 15] * 15}
-    picture = Picture(name, f"frames/{name}.png", {name: "data:image/png;base64,AA"})
-    parsed = Parsed(report_html.page(found, name, curves, confusion, [picture]))
-    (image,) = parsed.all("img")
-    assert image == {"src": "data:image/png;base64,AA", "alt": f"Classes that {name} predicts, clip {name}"}
+    picture = Picture(name, f"frames/{name}.png", {name: b"\x89PNG"})
+    page = writing.report_page(found, name, curves, confusion, [picture])
+    parsed = Parsed(page)
+    panel = next(image for image in parsed.all("img") if "class" not in image)
+    assert panel["alt"] == f"Classes that {name} predicts, clip {name}"
     assert name in "".join(parsed.text)
-    assert any(name in svg["aria-label"] for svg in parsed.all("svg"))
-
-
-@pytest.mark.parametrize(
-    "low, high, expected",
-    [(0, 900, [0, 200, 400, 600, 800, 1000]), (23.6, 59.3, [20, 30, 40, 50, 60]), (-0.31, 0.12, [-0.4, -0.3])],
-)
-def test_ticks_are_round_and_reach_around(low, high, expected):
-    ticks = charts.round_ticks(low, high, 5)
-    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 7
-    np.testing.assert_allclose(ticks[: len(expected)], expected, atol=1e-9)
+    found = charts_of(page)
+    assert f"Loss of {name} over training steps" in found
+    (told,) = (told for told in found if told.startswith("Validation"))
+    assert f"{name} 55.0" in letters(found[told][0])
 
 
 def test_charts_take_what_comes():
-    assert charts.round_ticks(3, 3, 5)[0] < 3 < charts.round_ticks(3, 3, 5)[-1]
-    assert charts.tick_texts([-0.5, 0, 0.5]) == ["−0.5", "0", "0.5"]
-    assert charts.tick_texts([0, 200]) == ["0", "200"]
-    nothing = charts.line_chart([charts.Line("a", (), "s-0")], "x", "y", "empty")
-    assert "<circle" not in nothing and nothing.endswith("</svg>")
-    one = charts.line_chart([charts.Line("a", ((5, 7.0),), "s-0")], "x", "y", "one")
-    assert one.count("<circle") == 1 and 'class="line' not in one
-    xs, ys = zip(*(map(float, c.groups()) for c in re.finditer(r'cx="([\d.]+)" cy="([\d.]+)"', one)), strict=True)
-    assert 0 < xs[0] < charts._WIDTH and 0 < ys[0] < charts._HEIGHT
+    hostile = ["_private_", "$x$ $", "\\frac{", "a\nb", "caf\udce9", "<b>", "n" * 300, "é"]
+    scores = dict.fromkeys(hostile, ((5, 7.0),))
+    colours = charts.row_colours(hostile, "<b>")
+    one = charts.validation_chart(scores, colours)
+    shown = letters(one)
+    for name in ("_private_ 7.0", "$x$ $ 7.0", "\\frac{ 7.0", "a\\nb 7.0", "caf\\udce9 7.0", "<b> 7.0", "é 7.0"):
+        assert name in shown, name
+    assert "n" * 48 in shown  # in several lines
+    assert charts.validation_chart(scores, colours) == one, "not the same twice"
+    for losses in ({}, {"loss/network": ((1, 0.0), (2, 0.0))}):
+        assert charts.loss_chart(losses, "c0") is None
+    results = {"checkpoints": {"a": {"same_class_share": [None, None]}}, "neighbours": [1, 5]}
+    assert "same class, percent" in letters(charts.neighbours_chart(results, {"a": "c0"}))
     # On a logarithmic axis equal factors are equally far apart.
-    log = charts.line_chart([charts.Line("a", ((1, 0), (10, 0), (100, 0)), "s-0")], "x", "y", "log", (1, 10, 100), True)
-    xs = [float(x) for x in re.findall(r'cx="([\d.]+)"', log)]
-    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
+    results = {"checkpoints": {"a": {"same_class_share": [0.5, 0.5, 0.5]}}, "neighbours": [1, 10, 100]}
+    svg = charts.neighbours_chart(results, {"a": "method"}).decode()
+    xs = [float(x) for x in re.findall(r'<use [^>]*x="([\d.]+)" y="[\d.]+" style="fill: #0a6b66', svg)][:3]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2) and xs[0] < xs[1]
 
 
 def test_running_means_and_thinning():
-    points = tuple((i, float(i % 3)) for i in range(10))
-    mean = charts.smoothed(points, 3)
-    assert [x for x, _ in mean] == list(range(10))
-    np.testing.assert_allclose(
-        [y for _, y in mean], [np.mean([i % 3 for i in range(max(0, n - 2), n + 1)]) for n in range(10)]
-    )
-    assert charts.thinned(points, 4) == (points[0], points[3], points[6], points[9])
-    assert charts.thinned(points, 3) == (points[0], points[4], points[8], points[9])
-    assert charts.thinned(points, 100) == points
-
-
-def test_only_the_first_process_writes_the_page(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    report.write_report(run[0], tmp_path)
-    assert not list(tmp_path.iterdir())
+    points = tuple((i, float(i % 3)) for i in range(80))  # a 25th of them are three
+    expected = [(n, np.mean([i % 3 for i in range(max(0, n - 2), n + 1)])) for n in range(80)]
+    np.testing.assert_allclose(charts.running_mean(points), expected)
+    np.testing.assert_array_equal(charts.thinned(points), points)
+    long = charts.thinned([(i, 0) for i in range(10_000)])[:, 0]
+    assert len(long) == 240 and (long[0], long[-1]) == (0, 9999) and set(np.diff(long)) <= {41, 42}

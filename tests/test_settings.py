@@ -48,7 +48,7 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting():
     }
     assert not [key for key in keys if rule_of(key) is None]
     matched = {next(p for p in RULES if fnmatch.fnmatchcase(key, p)) for key in keys if ".own." not in key}
-    # Of the generated worlds, neither file sets these: input_pipeline/worlds.py has their defaults.
+    # Of the generated worlds, neither file sets these: input_pipeline/world/generate.py has their defaults.
     assert set(RULES) - matched == {"world.source_layout", "world.workers"}
 
 

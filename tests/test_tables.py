@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from benchmarks import tables, tune
 from configs import synthetic
+from experiments import tables, tune
 from stpl_jax.methods import METHODS
 
 
@@ -48,7 +48,7 @@ def test_averages_differences_and_shares(runs):
 
 def test_the_files_say_the_same(runs):
     lines = tables.summarise(ROWS, runs)
-    text = tables.markdown(3, lines, (1, 2), "python -m benchmarks.tables --table=3")
+    text = tables.markdown(3, lines, (1, 2), "python -m experiments.tables --table=3")
     assert "| STPL | 52.5 | 47.5 ± 3.5 | 45.0 50.0 | 49.5 ± 3.5 | +22.5 ± 10.6 | +12.5 ± 10.6 | 75.0 ± 0.0 |" in text
     assert "| Oracle | - |" in text
     found = {(r["row"], r["score"]): r for r in csv.DictReader(io.StringIO(tables.comma_separated(lines)))}

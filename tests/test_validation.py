@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from input_pipeline.labels import CLASSES
-from stpl_jax import parallel, report, report_html, validation
+from stpl_jax import parallel, validation
 from stpl_jax.evaluate import evaluate, segment_clips
-from stpl_jax.ops.resize import argmax_resized
+from stpl_jax.ops.resize import argmax_resized, resize_align_corners
 from stpl_jax.records import RowScores
-from stpl_jax.report_numbers import make_report
+from stpl_jax.report import writing
+from stpl_jax.report.numbers import make_report
 
 NAMES = [f"class {i}" for i in range(5)]
 
@@ -27,9 +28,8 @@ def scored(tiny_segmenter, tiny_variables, clips):
     found = {}
     for count in (2, 3):
         part = batch | {"frames": batch["frames"][:, :count], "flow": batch["flow"][:, : count - 1]}
-        found[count] = evaluate(
-            step, variables["params"], variables["batch_stats"], [part], NAMES, np.ones(len(NAMES), bool)
-        )
+        model = (variables["params"], variables["batch_stats"])
+        found[count] = evaluate(step, model, [part], NAMES, np.ones(len(NAMES), bool))
     return found, batch
 
 
@@ -37,6 +37,23 @@ def test_miou_needs_two_frames(scored):
     found, _ = scored
     np.testing.assert_array_equal(found[2].confusion, found[3].confusion)
     assert found[2].miou == found[3].miou > 0
+
+
+def test_classes_that_count_as_others_are_scored_as_these(scored, tiny_segmenter, tiny_variables):
+    _, batch = scored
+    part = batch | {"frames": batch["frames"][:, :2], "flow": batch["flow"][:, :1], "label": batch["label"] % 2}
+    variables, groups = parallel.replicate(tiny_variables), (1, 0, -1, 1, -1)
+    step = validation.compiled_eval_step(tiny_segmenter, "align_corners", groups, 2)
+    found = evaluate(step, (variables["params"], variables["batch_stats"]), [part], ("a", "b"), np.ones(2, bool))
+    run = jax.jit(lambda frames, flow: segment_clips(tiny_segmenter, tiny_variables, frames, flow, "align_corners")[0])
+    expected = np.zeros((2, 2), int)
+    for frames, flow, label in zip(part["frames"][:7], part["flow"][:7], part["label"][:7], strict=True):
+        scores = resize_align_corners(run(frames[None], flow[None])[0], label.shape)
+        shares = np.asarray(jax.nn.softmax(scores, -1))
+        classes = (shares[..., 0] + shares[..., 3] > shares[..., 1]).astype(int)
+        np.add.at(expected, (label, classes), 1)
+    assert expected.min(1).sum() > 0
+    np.testing.assert_array_equal(found.confusion, expected)
 
 
 def test_temporal_consistency_needs_three(scored):
@@ -83,10 +100,10 @@ def test_a_report_without_temporal_consistency_has_dashes_and_says_why(tiny_conf
     numbers = make_report(tiny_config, {"source_only": entry, "stpl": whole})
     assert numbers["results"]["source_only"]["temporal_consistency"] is None
     json.dumps(numbers, allow_nan=False)
-    text = report.report_text(numbers, "stpl")
+    text = writing.report_text(numbers, "stpl")
     assert "| source_only | 40.0 | +0.0 | - | - |" in text and "| 90.0 | 91.0 |" in text
-    page = report_html.page(numbers, "stpl", {}, {}, [], None, None, None)
+    page = writing.report_page(numbers, "stpl", {}, {})
     for told in (text, page):
         assert "not measured, because there was no flow into the frame before the earlier one" in told
     numbers = make_report(tiny_config, {"stpl": whole})
-    assert "not measured" not in report.report_text(numbers, "stpl")
+    assert "not measured" not in writing.report_text(numbers, "stpl")

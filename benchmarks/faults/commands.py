@@ -4,88 +4,15 @@ import dataclasses
 import functools
 import os
 import shutil
+from pathlib import Path
 
 from benchmarks.faults.outcome import HUNG, RIGHT, WRONG, Outcome, classify
 
 # The run has its data and compiled programs: what is accepted trains six steps of each row.
 _SECONDS = 240
 
-# Mode -> settings that make no sense; the error is to name the last part of the key.
-_VALUES = (
-    "method=foo",
-    "compare_with=('nothing',)",
-    "steps=0",
-    "steps=-5",
-    "steps=many",
-    "seed=-1",
-    "seed=1.5",
-    "num_frames=0",
-    "clips_per_device=0",
-    "cpu_devices=0",
-    "cpu_xla_flags=--xla_no_such_flag=1",
-    "log_every=0",
-    "auxiliary_weight=nan",
-    "checkpoint.every=0",
-    "checkpoint.every=-1",
-    "checkpoint.keep=0",
-    "evaluate.every=-1",
-    "evaluate.clips_per_device=0",
-    "report.frames=-1",
-    "analysis.clips=0",
-    "analysis.neighbours=(0,)",
-    "analysis.pixels=-1",
-    "batch_norm.mode=foo",
-    "batch_norm.average_over=foo",
-    "optim.profile=foo",
-    "optim.learning_rate=-1.0",
-    "optim.learning_rate=nan",
-    "optim.steps=abc",
-    "optim.decay_steps=0",
-    "optim.accumulate=0",
-    "optim.momentum=2.0",
-    "optim.weight_decay=-1.0",
-    "optim.clip_norm=-1.0",
-    "optim.multipliers=(('(', 1.0),)",
-    "data.classes=foo",
-    "data.crop=(640,1280)",
-    "data.crop=(-1,4)",
-    "data.threads=-1",
-    "data.workers=-1",
-    "data.prefetch=-1",
-    "data.source.name=foo",
-    "data.source.size=(0,0)",
-    "data.target.size=(32,)",
-    "data.target.offsets=(1,)",
-    "data.target.flow_pairs=((1,0),)",
-    "data.target.train_split=foo",
-    "flow.source=foo",
-    "flow.estimator=foo",
-    "flow.estimator=flownet2",
-    "flow.files=foo",
-    "flow.scale=foo",
-    "model.dtype=float8",
-    "model.classifier_dilations=()",
-    "model.backbone.remat=foo",
-    "model.backbone.widths=(4,4)",
-    "methods.stpl.fusion=foo",
-    "methods.stpl.objective=foo",
-    "methods.stpl.topk.proportion=0.0",
-    "methods.stpl.topk.proportion=1.5",
-    "methods.stpl.contrast.temperature=0.0",
-    "methods.stpl.contrast.scope=foo",
-    "methods.stpl.projection.init=foo",
-    "methods.stpl.augment.blur_probability=2.0",
-    "world.gap=(2.0,1.0)",
-    "world.size=(8,8)",
-    "world.video_frames=0",
-    "world.source_layout=foo",
-    "optim.learning_rat=1.0",
-    "methods.stlp.fusion=add",
-    "init_from={folder}/nothing",
-    "init_from={folder}/weights.pth",
-    "init_from={folder}/list_utf16.txt",
-    "pretrain_from={folder}/nothing",
-)
+# Settings that make no sense; the error is to name the last part of the key.
+_VALUES = Path(__file__).with_name("wrong_settings.txt").read_text().split()
 
 
 @dataclasses.dataclass(frozen=True)

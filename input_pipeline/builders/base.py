@@ -1,77 +1,41 @@
-"""The part of the builders that is the same for every data set: a clip's raw files to one stored example.
+"""Writes prepared sets: a clip's raw files to one stored example.
 
 Examples hold encoded PNG throughout, so that no TensorFlow is needed to write or read them, and a reader decodes only
 what it asks for:
 
     name          text
     frame_{k}     RGB PNG at the spec's size, one for each offset k
-    label         grey PNG of train ids, 255 = ignored
+    label         grey PNG of train ids, 255 = ignored; not in a split without labels
     flow_{a}_{b}  grey 16-bit PNG [2H, W]: u above v, ten times the value in pixels plus 32768
 """
 
 import dataclasses
+import functools
 import itertools
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from input_pipeline import flow_files, label_files, labels, optical_flow
+from input_pipeline import encoding, flow_files, label_files, labels, optical_flow
 from input_pipeline import spec as spec_lib
-from input_pipeline.builders import checks
-from input_pipeline.builders import layout as layout_lib
+from input_pipeline.dataset import ego_vehicle
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 from input_pipeline.images import read_image
+from input_pipeline.ordered_map import ordered_map
+from input_pipeline.progress import Progress
 
 # TFDS keeps the examples of one shard in memory while it writes it: this bounds their size before compression.
 _SHARD_BYTES = 256 * 2**20
-# Flipping this bit turns int16 into the uint16 that is larger by 32768, and back.
-_FLOW_ZERO = np.uint16(1 << 15)
-# ArrayRecord compresses whole records (zstd), which is as small as PNG's own deflate and several times faster to undo.
-# So PNG only filters, and leaves its pixels uncompressed; "up" is the filter that vector units undo.
-_PNG_SETTINGS = (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
 
 
-def encode_flow(flow):
-    """Packs stored flow into a 16-bit PNG, whose filter makes it compress well.
-
-    Args:
-      flow: `[H, W, 2]` int16.
-
-    Returns:
-      bytes of a grey PNG of `[2H, W]`.
-    """
-    return _png(np.concatenate([flow[..., 0], flow[..., 1]]).view(np.uint16) ^ _FLOW_ZERO)
-
-
-def decode_flow(data):
-    """Inverts `encode_flow`.
-
-    Args:
-      data: bytes.
-
-    Returns:
-      `[H, W, 2]` int16.
-    """
-    stacked = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    return cv2.merge(np.split((stacked ^ _FLOW_ZERO).view(np.int16), 2))
-
-
-def _png(pixels):
-    done, data = cv2.imencode(".png", pixels, _PNG_SETTINGS)
-    if not done:
-        raise ValueError(f"OpenCV could not encode an array of {pixels.dtype} {list(pixels.shape)} as PNG.")
-    return data.tobytes()
-
-
-def read_frame(path, spec, layout):
+def read_frame(path, spec):
     """Reads a frame as the network is to see it: as a person sees it, cut, then resized bicubic by PIL.
 
     Args:
       path: image file.
       spec: `DatasetSpec`.
-      layout: `Layout`.
 
     Returns:
       `[H, W, 3]` uint8 RGB at `spec.size`.
@@ -80,19 +44,18 @@ def read_frame(path, spec, layout):
       UserError: the file cannot be read as an image; names it.
     """
     image = read_image(path)
-    rows = layout.rows_kept(image.height)
+    rows = DATASETS[spec.name].rows_kept(image.height)
     if rows != image.height:
         image = image.crop((0, 0, image.width, rows))
     return np.asarray(image.resize(spec.size[::-1], Image.Resampling.BICUBIC))
 
 
-def read_label(path, spec, layout):
+def read_label(path, spec):
     """Reads a label as train ids: recording car ignored, cut, then resized nearest by PIL.
 
     Args:
       path: label file.
       spec: `DatasetSpec`.
-      layout: `Layout`.
 
     Returns:
       `[H, W]` uint8 train ids, 255 = ignored, at `spec.label_size` or at the file's own size (after the cut).
@@ -100,23 +63,22 @@ def read_label(path, spec, layout):
     Raises:
       UserError: the file holds no class ids; names it.
     """
-    ids = label_files.read_ids(path, spec.name)
+    dataset, ids = DATASETS[spec.name], label_files.read_ids(path, spec.name)
     classes = labels.train_id_table(spec.name, spec.classes)[ids]
-    if layout.ego_id is not None:
-        classes[layout_lib.ego_vehicle(ids == layout.ego_id)] = labels.IGNORED
-    classes = classes[: layout.rows_kept(classes.shape[0])]
+    if dataset.ego_id is not None:
+        classes[ego_vehicle(ids == dataset.ego_id)] = labels.IGNORED
+    classes = classes[: dataset.rows_kept(classes.shape[0])]
     if spec.label_size is None or spec.label_size == classes.shape:
         return classes
     return np.asarray(Image.fromarray(classes).resize(spec.label_size[::-1], Image.Resampling.NEAREST))
 
 
-def read_stored_flow(path, spec, layout, raw_size):
+def read_stored_flow(path, spec, raw_size):
     """Reads precomputed flow at the training size: cut where it has the raw frames' size, then resized.
 
     Args:
       path: flow file.
       spec: `DatasetSpec`.
-      layout: `Layout`.
       raw_size: (height, width) of the raw frames.
 
     Returns:
@@ -127,7 +89,7 @@ def read_stored_flow(path, spec, layout, raw_size):
     """
     flow = flow_files.read_flow(path)
     if flow.shape[:2] == raw_size:
-        flow = flow[: layout.rows_kept(raw_size[0])]
+        flow = flow[: DATASETS[spec.name].rows_kept(raw_size[0])]
     if flow.shape[:2] != spec.size:
         flow = flow_files.resize_flow(flow, spec.size, spec.flow_scale)
     try:
@@ -136,30 +98,50 @@ def read_stored_flow(path, spec, layout, raw_size):
         raise UserError(f"{path}, resized to {spec.size[0]}x{spec.size[1]}: {error}") from None
 
 
-def make_example(clip, spec, layout, raw_size):
+def make_example(clip, spec, raw_size):
     """Turns a clip's files into one example.
 
     Args:
       clip: `ClipFiles`.
       spec: `DatasetSpec`.
-      layout: `Layout`.
       raw_size: (height, width) of the raw frames.
 
     Returns:
       dict of the features in the module's table: text and encoded PNG.
     """
-    frames = {k: read_frame(path, spec, layout) for k, path in clip.frames.items()}
-    example = {"name": clip.name, "label": _png(read_label(clip.label, spec, layout))}
+    frames = {k: read_frame(path, spec) for k, path in clip.frames.items()}
+    example = {"name": clip.name}
+    if spec.classes:
+        example["label"] = encoding.encode_image(read_label(clip.label, spec))
     for k, frame in frames.items():
-        example[f"frame_{k}"] = _png(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        example[f"frame_{k}"] = encoding.encode_frame(frame)
     for a, b in spec.flow_pairs:
         if spec.flow_source == "precomputed":
-            flow = read_stored_flow(clip.flows[a, b], spec, layout, raw_size)
+            flow = read_stored_flow(clip.flows[a, b], spec, raw_size)
         else:
             estimator = optical_flow.ESTIMATORS[spec.flow_source]
             flow = flow_files.to_int16(estimator.function(frames[a], frames[b]))
-        example[f"flow_{a}_{b}"] = encode_flow(flow)
+        example[f"flow_{a}_{b}"] = encoding.encode_flow(flow)
     return example
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """The raw files of a set, all of them read, and nothing wrong with what is left.
+
+    Attributes:
+      clips: the `ClipFiles` to prepare.
+      raw_size: (height, width) of the raw frames.
+      left_out: number of clips that are left out for bad files.
+      files: dict of name -> path of all files, with those of clips that are left out.
+      seen: dict of name -> (bytes, time) or None of these files, as they were before they were read.
+    """
+
+    clips: tuple = dataclasses.field(repr=False)
+    raw_size: tuple[int, int]
+    left_out: int
+    files: dict = dataclasses.field(repr=False)
+    seen: dict = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass
@@ -168,20 +150,17 @@ class ClipConfig(tfds.core.BuilderConfig):
 
     Attributes:
       spec: `DatasetSpec`.
-      clips: list of `ClipFiles`, checked.
-      raw_size: (height, width) of the raw frames.
-      left_out: number of clips left out for bad files.
-      fingerprint: what tells the raw set from another in the same place.
+      checked: the `Checked` files.
+      digests: {feature: digest of the raw files that it comes from}, which tells the raw set from another in the same
+        place.
       report: called with lines of progress.
       threads: number of threads that read and encode.
     """
 
     spec: spec_lib.DatasetSpec | None = None
     # TFDS prints configurations; a hundred thousand paths are left out of that.
-    clips: tuple = dataclasses.field(default=(), repr=False)
-    raw_size: tuple[int, int] = (0, 0)
-    left_out: int = 0
-    fingerprint: str = ""
+    checked: Checked | None = dataclasses.field(default=None, repr=False)
+    digests: dict = dataclasses.field(default_factory=dict, repr=False)
     report: object = dataclasses.field(default=print, repr=False)
     threads: int = 1
 
@@ -193,8 +172,8 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     gigabyte; writing shards directly needs neither, and shuffling is the loader's work.
     """
 
+    name = "clips"
     VERSION = tfds.core.Version(spec_lib.VERSION)
-    LAYOUT = None
 
     def _create_builder_config(self, builder_config, version):
         """Takes the configuration as it is: TFDS would warn of each that is not in a list known beforehand."""
@@ -213,15 +192,16 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         features = {"name": tfds.features.Text()}
         for k in spec.offsets:
             features[f"frame_{k}"] = tfds.features.Image(shape=(height, width, 3), encoding_format="png")
-        features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        if spec.classes:
+            features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
         for a, b in spec.flow_pairs:
             features[f"flow_{a}_{b}"] = tfds.features.Image(
                 shape=(2 * height, width, 1), dtype=np.uint16, encoding_format="png"
             )
         stored = {
             "spec": dataclasses.asdict(spec),
-            "left_out": self.builder_config.left_out,
-            "fingerprint": self.builder_config.fingerprint,
+            "left_out": self.builder_config.checked.left_out,
+            "digests": self.builder_config.digests,
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -233,18 +213,16 @@ class ClipBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         config = self.builder_config
-        spec, clips = config.spec, config.clips
+        spec, clips = config.spec, config.checked.clips
         values = spec.size[0] * spec.size[1] * (3 * len(spec.offsets) + 4 * len(spec.flow_pairs) + 1)
         per_shard = max(1, _SHARD_BYTES // values)
-        counter = checks.Progress(config.report, f"{spec.name}/{spec.split}: preparing clips", len(clips))
-
-        def encode(clip):
-            return make_example(clip, spec, self.LAYOUT, config.raw_size)
+        counter = Progress(config.report, f"{spec.name}/{spec.split}: preparing clips", len(clips))
 
         def keyed():
-            for clip, example in zip(clips, checks.ordered_map(encode, clips, config.threads), strict=True):
+            encode = functools.partial(make_example, spec=spec, raw_size=config.checked.raw_size)
+            for example in ordered_map(encode, clips, config.threads):
                 counter.step()
-                yield clip.name, example
+                yield example["name"], example
 
         # All shards draw from one stream, so that the threads never idle between two shards.
         stream = keyed()

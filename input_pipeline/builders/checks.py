@@ -3,17 +3,18 @@
 import collections
 import dataclasses
 import os
-import time
-from concurrent import futures
 from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import flow_files, label_files, labels
+from input_pipeline import flow_files, label_files
 from input_pipeline import spec as spec_lib
 from input_pipeline.builders import label_checks, near_misses
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError, capped
 from input_pipeline.images import read_image
+from input_pipeline.ordered_map import ordered_map
+from input_pipeline.progress import Progress
 
 _NO_FILE = "no such file"
 
@@ -50,57 +51,6 @@ class BadFilesError(UserError):
         super().__init__(f"{spec.name} ({spec.split}) in {spec.raw_dir}: {count}:\n{lines}\n{advice}")
 
 
-class Progress:
-    """Reports done/total, items per second and time left, at most every few seconds.
-
-    Args:
-      report: called with each line.
-      what: beginning of the line.
-      total: number of items.
-      every_s: seconds between two lines.
-    """
-
-    def __init__(self, report, what, total, every_s=5.0):
-        self._report, self._what, self._total, self._every_s = (report, what, total, every_s)
-        self._done, self._start = 0, time.monotonic()
-        self._last = self._start
-
-    def step(self):
-        """Counts one item as done."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._last < self._every_s and self._done < self._total:
-            return
-        self._last = now
-        rate = self._done / max(now - self._start, 1e-9)
-        left = (self._total - self._done) / rate
-        self._report(f"{self._what}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left")
-
-
-def ordered_map(function, items, threads):
-    """Calls a function on many items in parallel and yields the results in order, holding only a few at a time.
-
-    Args:
-      function: called with one item.
-      items: iterable.
-      threads: number of threads.
-
-    Yields:
-      The results, in the order of `items`. An exception in a call is raised when its turn comes.
-    """
-    pending = collections.deque()
-    pool = futures.ThreadPoolExecutor(threads)
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Examined:
     """What is known of a file: its (height, width), what is wrong with it, and more by kind."""
@@ -125,23 +75,15 @@ def _examine(job):
     except (OSError, ValueError) as error:
         return _Examined(problem=str(error).removeprefix(f"{path}: ").removesuffix("."))
     counts = np.bincount(ids.ravel(), minlength=256)
-    unknown = sorted(set(np.flatnonzero(counts).tolist()) - labels.KNOWN_IDS[dataset])
+    unknown = sorted(set(np.flatnonzero(counts).tolist()) - DATASETS[dataset].ids.keys())
     return _Examined(ids.shape, f"unknown label ids {unknown}" if unknown else None, ids=counts)
 
 
-def missing_folders(spec, layout):
-    """Checks the folders that a set cannot do without.
-
-    Args:
-      spec: `DatasetSpec`.
-      layout: `Layout`.
-
-    Returns:
-      List of `BadFile`.
-    """
+def missing_folders(spec):
+    """Checks the folders that a set (`DatasetSpec`) cannot do without; returns a list of `BadFile`."""
     missing = [
-        BadFile(str(path), "a folder", near_misses.describe_missing_folder(path, spec, layout))
-        for path in layout.folders(spec)
+        BadFile(str(path), "a folder", near_misses.describe_missing_folder(path, spec))
+        for path in near_misses.folders(spec)
         if not path.is_dir()
     ]
     if spec.flow_source == "precomputed" and spec.flow_pairs and not Path(spec.flow_dir).is_dir():
@@ -149,21 +91,22 @@ def missing_folders(spec, layout):
     return missing
 
 
-def list_clips(spec, layout):
+def list_clips(spec):
     """Lists the clips that the spec asks for.
 
     Args:
       spec: `DatasetSpec`.
-      layout: `Layout`.
 
     Returns:
-      (clips, bad): list of `ClipFiles`, and a list of `BadFile` with the names of the list file that have no label, or
-      with what the folders of the labels hold where there is no labelled frame at all.
+      (clips, bad): list of `ClipFiles`, and a list of `BadFile` with the names of the list file that have no clip, or
+      with what the folders of the labels (of the frames, where a split has no labels) hold where there is none at all.
     """
-    clips = layout.list_clips(spec)
+    dataset = DATASETS[spec.name]
+    clips = dataset.list_clips(spec)
     if not clips:
-        folders = layout.folders(spec)[1::2]
-        return [], [BadFile(_common_folder(folders), f"labels {layout.labels}", near_misses.describe_files(folders))]
+        folders = [pair[1 if spec.classes else 0] for pair in dataset.folders(spec)]
+        expected = f"labels {dataset.labels}" if spec.classes else "frames"
+        return [], [BadFile(_common_folder(folders), expected, near_misses.describe_files(folders))]
     if not spec.list_file:
         return clips, []
     # A SYNTHIA list may hold bare frame numbers, which name a frame as long as there is one sequence.
@@ -180,11 +123,11 @@ def list_clips(spec, layout):
         else:
             near = similar.get(near_misses.same_but_for_numbers(name))
             found = f"{len(matches)} frames of that number" if matches else f"none, but {near}" if near else "none"
-            bad.append(BadFile(spec.list_file, f"a labelled frame for {name!r}", found))
+            bad.append(BadFile(spec.list_file, f"a {'labelled ' if spec.classes else ''}frame for {name!r}", found))
     return [chosen[name] for name in sorted(chosen)], bad
 
 
-def check_files(spec, layout, clips, progress, threads=None):
+def check_files(spec, clips, progress, threads=None):
     """Reads every file of the clips completely, and judges the labels as a whole (see `label_checks`).
 
     Reading here and again while preparing doubles the time spent reading; in return a set is either prepared whole or
@@ -192,7 +135,6 @@ def check_files(spec, layout, clips, progress, threads=None):
 
     Args:
       spec: `DatasetSpec`.
-      layout: `Layout`.
       clips: list of `ClipFiles`.
       progress: called with lines of text.
       threads: number of threads; None takes the number of cores.
@@ -207,7 +149,7 @@ def check_files(spec, layout, clips, progress, threads=None):
     """
     jobs = {}
     for clip in clips:
-        files = [("label", clip.label)]
+        files = [("label", clip.label)] if clip.label else []
         files += [("frame", path) for path in clip.frames.values()] + [("flow", path) for path in clip.flows.values()]
         for kind, path in files:
             jobs.setdefault(path, (kind, path, spec.name))
@@ -236,7 +178,7 @@ def check_files(spec, layout, clips, progress, threads=None):
             f"{spec.name}/{spec.split}: {turned} frames are turned upright as their EXIF orientation says; labels and "
             "flow files have to fit them upright"
         )
-    good = [clip for clip in clips if not faults.keys() & {clip.label, *clip.frames.values(), *clip.flows.values()}]
+    good = [clip for clip in clips if not faults.keys() & set(clip.files)]
     return good, _with_missing_folders(faults), raw_size
 
 
@@ -249,7 +191,7 @@ def _check_labels(spec, counts, faults, progress):
         raise BadFilesError(
             spec,
             [*_with_missing_folders(faults), BadFile(folder, expected, f"in {len(counts)} files {fault}")],
-            f"These labels cannot be trained or scored on. Expected {labels.ID_FILES[spec.name]}.",
+            f"These labels cannot be trained or scored on. Expected {DATASETS[spec.name].label_files}.",
         )
     for path, problem in files.items():
         faults.setdefault(path, BadFile(str(path), expected, problem))

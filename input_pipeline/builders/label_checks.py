@@ -3,6 +3,7 @@
 import numpy as np
 
 from input_pipeline import labels
+from input_pipeline.datasets import DATASETS
 
 # Classes that a set of street videos can hardly be without.
 _COMMON = ("road", "sidewalk", "building", "vegetation", "sky", "car")
@@ -35,7 +36,7 @@ def check_labels(spec, counts):
         return None, {}, []
     total = np.sum(list(counts.values()), axis=0)
     table = labels.train_id_table(spec.name, spec.classes)
-    scored = np.append(labels.evaluated_classes(spec.classes), np.zeros(256 - len(labels.CLASSES[spec.classes]), bool))
+    scored = np.pad(labels.evaluated_classes(spec.classes), (0, 256 - len(DATASETS[spec.classes].classes)))
     ignored = table == labels.IGNORED
     seen = _in_words(total)
     other = _other_numbering(spec.name, total, _NAMED, _COMMON_LEAST)
@@ -73,6 +74,7 @@ def expected_ids(dataset):
     """Says in words which ids a set's labels should hold, by its common classes."""
     names = labels.class_names(dataset)
     common = [f"{i} {name}" for name in _COMMON for i in sorted(names) if name in names[i]]
+    common = common or [f"{i} {name}" for i in sorted(names)[:6] for name in sorted(names[i])]
     return f"class ids of {dataset} ({', '.join(common)}, …)"
 
 
@@ -94,8 +96,10 @@ def _other_numbering(dataset, counts, named_least, common_least):
     counts = np.where(np.arange(256) == labels.IGNORED, 0, counts)
     if not counts.sum():
         return None
-    own_share, _, own_score = _fit(labels.class_names(dataset), counts)
     own = labels.class_names(dataset)
+    if sum(any(name in names for names in own.values()) for name in _COMMON) < common_least:
+        return None  # by a set's other classes nothing can be told
+    own_share, _, own_score = _fit(own, counts)
     found = []
     for name, numbering in labels.numberings().items():
         share, common, score = _fit(numbering, counts)

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from input_pipeline.datasets import DATASETS
+
 # A raw folder is looked for this far around the given one; a set's folders have far fewer neighbours than that.
 _LEVELS_UP, _LEVELS_DOWN, _MOST_FOLDERS = 3, 2, 500
 _MOST_NAMES = 8
@@ -37,34 +39,38 @@ def similar_files(paths):
     return found
 
 
-def describe_missing_folder(path, spec, layout):
+def folders(spec):
+    """Returns all folders that have to exist for a set (`DatasetSpec`): of images, and of labels where it has any."""
+    return [path for pair in DATASETS[spec.name].folders(spec) for path in pair if path is not None]
+
+
+def describe_missing_folder(path, spec):
     """Says in words what there is in place of a folder that is missing.
 
     Args:
       path: missing folder.
       spec: `DatasetSpec`.
-      layout: `Layout`.
 
     Returns:
       Text: the `raw_dir` that would fit, or what the nearest existing folder above holds.
     """
-    other = other_raw_dir(spec, layout)
+    other = other_raw_dir(spec)
     if other:
         return f"no such folder, but {other} is laid out so: set raw_dir to it"
     above = next((parent for parent in path.parents if parent.is_dir()), None)
     if above is None:
         return "no such folder"
     names = _names(above)
-    mistaken = [f"{name} ({layout.mistaken[name]})" for name in names if name in layout.mistaken]
+    known = DATASETS[spec.name].mistaken
+    mistaken = [f"{name} ({known[name]})" for name in names if name in known]
     return f"no such folder; {above} holds {', '.join(mistaken) or _listed(names)}"
 
 
-def other_raw_dir(spec, layout):
-    """Looks for a folder above or below `raw_dir` that holds what the layout asks for; None if there is none."""
+def other_raw_dir(spec):
+    """Looks for a folder above or below `raw_dir` that holds what the set asks for; None if there is none."""
     given = Path(spec.raw_dir).absolute()
     for folder in itertools.chain(given.parents[:_LEVELS_UP], _below(given, _LEVELS_DOWN)):
-        needed = layout.folders(dataclasses.replace(spec, raw_dir=str(folder)))
-        if all(path.is_dir() for path in needed):
+        if all(path.is_dir() for path in folders(dataclasses.replace(spec, raw_dir=str(folder)))):
             return folder
     return None
 

@@ -55,12 +55,13 @@ def _parser():
         command.set_defaults(run=_to_orbax if known else _torch, convert=convert, known=known)
 
     every = dict(action="store_true", help="list every tensor in the table, not every block")
-    names = "label setting (viper, synthia_seq), or names with commas between them"
+    names = f"label setting ({', '.join(segmentation.CLASSES)}), or names with commas between them"
+    numbers = ", ".join(f"{len(classes)} {setting}" for setting, classes in segmentation.CLASSES.items())
     common = dict(
         every=every,
         config=dict(metavar="FILE", help="where to take what weights do not show; default: that of the label setting"),
     )
-    classes = dict(metavar="NAMES", help=f"{names}; default: by their number, 15 viper, 12 synthia_seq")
+    classes = dict(metavar="NAMES", help=f"{names}; default: by their number, {numbers}")
     seed = dict(type=int, default=0, help="of what is drawn at random; default 0")
     add(
         "accel",

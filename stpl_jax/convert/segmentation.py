@@ -19,7 +19,6 @@ from stpl_jax.models.accel import DilatedClassifier, keep_current
 from stpl_jax.models.network import initial_variables
 
 CONFIGS = {"viper": viper.get_config, "synthia_seq": synthia.get_config}
-_SETTING_OF_COUNT = {len(CLASSES[setting]): setting for setting in CONFIGS}
 
 # Of the classifiers' weights where the public code begins.
 _DRAWN_DEVIATION = 0.01
@@ -52,10 +51,14 @@ def class_names(classes, count):
       The label setting or None, and a tuple of names.
 
     Raises:
-      ConvertError: another number of names than of classes, or a name twice.
+      ConvertError: another number of names than of classes, or a name twice; or the number does not tell.
     """
     if classes is None:
-        setting = _SETTING_OF_COUNT.get(count or len(CLASSES["viper"]))
+        count = count or len(CLASSES["viper"])
+        settings = [setting for setting, names in CLASSES.items() if len(names) == count]
+        if len(settings) > 1:
+            raise ConvertError(f"{count} classes may be those of {' or '.join(settings)}: --classes=NAME says which.")
+        setting = settings[0] if settings else None
         return setting, CLASSES[setting] if setting else tuple(f"class_{i:02}" for i in range(count))
     setting = classes if classes in CLASSES else None
     names = CLASSES[setting] if setting else tuple(name.strip() for name in classes.split(","))

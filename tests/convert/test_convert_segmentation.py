@@ -19,6 +19,7 @@ from input_pipeline.labels import CLASSES, PALETTE, colour_table
 from input_pipeline.optical_flow import dis_flow
 from stpl_jax import checkpoint, modes
 from stpl_jax.checkpoint import CheckpointError
+from stpl_jax.convert import ConvertError, segmentation
 from stpl_jax.convert.__main__ import main
 from stpl_jax.models import make_segmenter
 from stpl_jax.models.network import initial_variables
@@ -65,6 +66,15 @@ def assert_same_classes(found, scores):
     print(f"{differ.sum()} of {differ.size} pixels differ; largest margin there {margin[differ].max(initial=0):.1e}")
     assert (margin[differ] <= 1e-6 * np.abs(scores).max()).all()
     assert len(np.unique(found)) > 2
+
+
+def test_the_number_of_classes_tells_the_setting_where_one_has_as_many(monkeypatch):
+    assert segmentation.class_names(None, 19) == ("cityscapes_seq", CLASSES["cityscapes_seq"])
+    assert segmentation.class_names(None, 0)[0] == "viper"
+    monkeypatch.setitem(CLASSES, "other", tuple("abcdefghijkl"))
+    assert segmentation.class_names("other", 12) == ("other", tuple("abcdefghijkl"))
+    with pytest.raises(ConvertError, match="12 classes may be those of synthia_seq or other: --classes="):
+        segmentation.class_names(None, 12)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from PIL import Image
 from raw_trees import frame_pixels, label_ids, write_cityscapes_seq, write_synthia_seq, write_viper
 
 from input_pipeline import clips, flow_files, optical_flow
-from input_pipeline.builders import base, layout, synthia_seq
-from input_pipeline.labels import TRAIN_IDS
+from input_pipeline.builders import base
+from input_pipeline.dataset import ego_vehicle
+from input_pipeline.datasets import DATASETS
+from input_pipeline.encoding import decode_flow, encode_flow
+from input_pipeline.labels import train_ids
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
 
@@ -47,7 +50,7 @@ def read_all(source, **wanted):
 def to_train_ids(ids, dataset, setting):
     out = np.full(ids.shape, 255, np.uint8)
     for y, x in np.ndindex(ids.shape):
-        out[y, x] = TRAIN_IDS[dataset, setting].get(int(ids[y, x]), 255)
+        out[y, x] = train_ids(dataset, setting).get(int(ids[y, x]), 255)
     return out
 
 
@@ -106,7 +109,7 @@ def test_ego_vehicle_needs_a_car_at_the_bottom_centre():
     is_car = np.zeros((20, 40), bool)
     is_car[15:, :17] = True
     is_car[10:19, 18:22] = True
-    assert not layout.ego_vehicle(is_car).any()
+    assert not ego_vehicle(is_car).any()
 
 
 @pytest.mark.parametrize("plain_folders", [False, True])
@@ -129,7 +132,7 @@ def test_synthia_reads_the_red_channel_and_cuts_the_bottom(tmp_path, plain_folde
 
 
 def test_synthia_cut_at_its_own_size():
-    assert synthia_seq.rows_kept(760) == 640
+    assert DATASETS["synthia_seq"].rows_kept(760) == 640
 
 
 def test_synthia_raw_dir_is_one_sequence_or_holds_several(tmp_path):
@@ -242,7 +245,7 @@ def test_synthia_flow_of_raw_height_is_cut_and_sequences_have_their_own_folders(
 def test_stored_flow_survives_at_the_ends_of_int16():
     flow = np.random.default_rng(0).integers(-(2**15), 2**15, (5, 7, 2)).astype(np.int16)
     flow[0, :2] = [[-32768, 32767], [0, -1]]
-    np.testing.assert_array_equal(base.decode_flow(base.encode_flow(flow)), flow)
+    np.testing.assert_array_equal(decode_flow(encode_flow(flow)), flow)
 
 
 def test_records_compress_what_png_leaves_uncompressed(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from raw_trees import write_viper
 
-from input_pipeline import clips
+from input_pipeline import clips, encoding
 from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
@@ -53,8 +53,8 @@ def test_parts_come_in_the_order_asked_for(source):
 
 def test_only_what_is_asked_for_is_decoded(source, monkeypatch):
     decoded = []
-    decode = clips.cv2.imdecode
-    monkeypatch.setattr(clips.cv2, "imdecode", lambda data, mode: decoded.append(mode) or decode(data, mode))
+    decode = encoding.cv2.imdecode
+    monkeypatch.setattr(encoding.cv2, "imdecode", lambda data, mode: decoded.append(mode) or decode(data, mode))
     clips.read_clip(source, 0, (1,), (), False)
     assert len(decoded) == 1
     clips.read_clip(source, 0, (0, 1), ((0, 1),), True)

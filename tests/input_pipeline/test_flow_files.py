@@ -8,29 +8,26 @@ import pytest
 from raw_trees import write_viper
 
 from input_pipeline import flow_files
-from input_pipeline.builders import base, viper
+from input_pipeline.builders import base
 from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.clips import open_clips
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
 
 
 def test_names_are_those_of_the_fields_downloads():
-    name = flow_files.flow_name
-    assert name("cityscapes_seq", "frankfurt_000000_000294", 294, 293) == (
-        "frankfurt_000000_000294_000293_int16_x10.npy"
-    )
-    assert name("viper", "001_00010", 10, 9) == "001_0001000009_int16_x10.npy"
-    assert name("viper", "001_00010", 9, 8) == "001_0000900008_int16_x10.npy"
-    assert name("synthia_seq", "SYNTHIA-SEQS-04-DAWN_000001", 1, 0) == "000001_int16_x10.npy"
+    cityscapes, viper = DATASETS["cityscapes_seq"].flow_name, DATASETS["viper"].flow_name
+    assert cityscapes("frankfurt_000000", 294, 293) == "frankfurt_000000_000294_000293_int16_x10.npy"
+    assert viper("001", 10, 9) == "001_0001000009_int16_x10.npy"
+    assert viper("001", 9, 8) == "001_0000900008_int16_x10.npy"
+    assert DATASETS["synthia_seq"].flow_name("SYNTHIA-SEQS-04-DAWN", 1, 0) == "000001_int16_x10.npy"
 
 
 def test_names_refuse_what_they_cannot_express():
     with pytest.raises(ValueError, match="one frame"):
-        flow_files.flow_name("synthia_seq", "SYNTHIA-SEQS-04-DAWN_000002", 2, 0)
-    with pytest.raises(ValueError, match="kitti"):
-        flow_files.flow_name("kitti", "000001", 1, 0)
+        DATASETS["synthia_seq"].flow_name("SYNTHIA-SEQS-04-DAWN", 2, 0)
 
 
 def test_npy_holds_ten_times_the_value_rounded(tmp_path):
@@ -123,7 +120,7 @@ def test_flow_that_grows_out_of_the_stored_form_when_it_is_resized(tmp_path):
     flow_files.write_flow(tmp_path / "f.npy", np.full((4, 4, 2), 3000.0))
     spec = DatasetSpec("viper", "raw", "train", "viper", (8, 8), None, (0, 1), (), "dis")
     with pytest.raises(UserError, match=r"f\.npy, resized to 8x8: .* in 64 of 64 pixels"):
-        base.read_stored_flow(tmp_path / "f.npy", spec, viper.LAYOUT, (4, 4))
+        base.read_stored_flow(tmp_path / "f.npy", spec, (4, 4))
 
 
 def _flo(folder, flow, name="f.flo"):

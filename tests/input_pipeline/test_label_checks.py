@@ -9,7 +9,7 @@ from raw_trees import label_ids, write_cityscapes_seq, write_synthia_seq, write_
 
 from input_pipeline.builders import label_checks
 from input_pipeline.builders.checks import BadFilesError
-from input_pipeline.labels import CITYSCAPES_TRAIN_IDS, CLASSES
+from input_pipeline.labels import CLASSES
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec
 
@@ -35,7 +35,7 @@ IDS = {
         "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28,
         "train": 31, "motorcycle": 32, "bicycle": 33,
     },
-    "train ids": {name: i for i, name in enumerate(CITYSCAPES_TRAIN_IDS)},
+    "train ids": {name: i for i, name in enumerate(CLASSES["cityscapes_seq"])},
     "viper's train ids": {name: i for i, name in enumerate(CLASSES["viper"])},
 }  # fmt: skip
 NAMED = {
@@ -181,7 +181,7 @@ WRITERS = {"viper": write_viper, "synthia_seq": write_synthia_seq, "cityscapes_s
 @pytest.mark.parametrize("dataset", WRITERS)
 def test_train_ids_in_the_owners_files_end_the_preparation(tmp_path, dataset, skip_bad):
     names = ("road", "sidewalk", "building", "vegetation", "sky", "person", "car")
-    WRITERS[dataset](tmp_path / "raw", ids=[CITYSCAPES_TRAIN_IDS.index(name) for name in names])
+    WRITERS[dataset](tmp_path / "raw", ids=[CLASSES["cityscapes_seq"].index(name) for name in names])
     with pytest.raises(BadFilesError) as caught:
         prepare_it(spec_of(dataset, tmp_path / "raw", skip_bad=skip_bad), tmp_path)
     (bad,) = caught.value.bad

@@ -299,7 +299,7 @@ def test_a_broken_record_is_an_error_not_a_gap(source, monkeypatch):
     def fail(data):
         raise OSError("disk")
 
-    monkeypatch.setattr(clips.base, "decode_flow", fail)
+    monkeypatch.setattr(clips.encoding, "decode_flow", fail)
     with pytest.raises(OSError, match="disk"):
         train(source, 1)
 

@@ -12,9 +12,11 @@ from PIL import Image
 from raw_trees import frame_pixels, write_cityscapes_seq, write_synthia_seq, write_viper
 
 from input_pipeline import clips, flow_files
-from input_pipeline.builders.checks import BadFilesError, Progress, ordered_map
+from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.errors import UserError
+from input_pipeline.ordered_map import ordered_map
 from input_pipeline.prepare import prepare
+from input_pipeline.progress import Progress
 from input_pipeline.spec import DatasetSpec, prepared_path
 
 
@@ -196,7 +198,7 @@ def test_an_interrupted_preparation_starts_again_cleanly(tmp_path):
         prepare(spec, tmp_path / "prepared", interrupt)
     assert not path.exists()
     assert names_in(prepare(spec, tmp_path / "prepared", lambda line: None)) == ["001_00010", "001_00020"]
-    assert sorted(p.name for p in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(p.name for p in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_of_two_at_once_one_prepares_and_the_other_waits(tmp_path):

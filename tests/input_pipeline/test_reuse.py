@@ -1,7 +1,6 @@
 """Prepared sets are used again as long as they are whole and prepared from the files that are there now."""
 
 import dataclasses
-import json
 import os
 import shutil
 from pathlib import Path
@@ -137,7 +136,7 @@ def test_a_change_is_told_and_the_set_prepared_anew(spec, tmp_path, change):
     for i in range(len(found)):
         assert found[i] == fresh[i]
     assert run(spec, tmp_path)[1] == []
-    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_long_lists_of_changes_are_cut(spec, tmp_path):
@@ -190,9 +189,9 @@ def test_the_digest_is_that_of_the_content_wherever_it_lies(spec, tmp_path):
     other = prepare_set(moved, tmp_path / "prepared", lambda line: None)
     assert other != path and clips.open_clips(other).digest == clips.open_clips(path).digest
     listed = tmp_path / "list.txt"
-    listed.write_text("001_00010\n001_00020\n")
+    listed.write_text("001_00010\n")
     for changes in ({"flow_scale": "public"}, {"list_file": str(listed)}, {"offsets": (0,), "flow_pairs": ()}):
-        changed = prepare_set(dataclasses.replace(spec, **changes), tmp_path / "prepared", lambda line: None)
+        changed = prepare_set(dataclasses.replace(spec, **changes), tmp_path / "apart", lambda line: None)
         assert clips.open_clips(changed).digest != clips.open_clips(path).digest
 
 
@@ -247,30 +246,13 @@ def test_where_all_raw_files_are_gone_the_finished_set_is_used(spec, tmp_path):
     assert first == second and "8 of the 8 raw files are gone" in lines[0]
 
 
-def as_an_earlier_version_left_it(path):
-    """Sets of earlier versions have no record, and digest the names and sizes of labels alone."""
-    (path / reuse.RECORD).unlink()
-    stored = json.loads((path / "metadata.json").read_text())
-    (path / "metadata.json").write_text(json.dumps(stored | {"fingerprint": "0" * 64}))
-
-
-def test_a_set_of_an_earlier_version_is_prepared_anew_and_it_is_said(spec, tmp_path):
+def test_a_set_without_its_record_is_prepared_anew_and_it_is_said(spec, tmp_path):
     path = run(spec, tmp_path)[0]
     digest = clips.open_clips(path).digest
-    as_an_earlier_version_left_it(path)
+    (path / reuse.RECORD).unlink()
     lines = run(spec, tmp_path)[1]
-    assert "earlier version" in lines[0] and "prepared anew" in lines[0]
+    assert "prepared_from.json is missing" in lines[0] and "prepared anew" in lines[0]
     assert clips.open_clips(path).digest == digest and run(spec, tmp_path)[1] == []
-
-
-def test_a_set_of_an_earlier_version_is_used_where_raw_files_are_gone(spec, tmp_path):
-    path, _, first = run(spec, tmp_path)
-    as_an_earlier_version_left_it(path)
-    image(spec, 9).unlink()
-    _, lines, second = run(spec, tmp_path)
-    assert first == second and "earlier version" in lines[0] and "used as it is" in lines[0]
-    shutil.rmtree(spec.raw_dir)
-    assert run(spec, tmp_path)[1:] == ([], first)
 
 
 def cut(path):
@@ -294,7 +276,7 @@ def test_a_damaged_set_is_prepared_anew_and_it_is_said(spec, tmp_path, name, dam
     content = [clips.open_clips(path)[i] for i in range(2)]
     damage(next(path.glob(name)))
     lines = run(spec, tmp_path)[1]
-    assert "damaged" in lines[0] or (name == "prepared_from.json" and "earlier version" in lines[0])
+    assert "damaged" in lines[0]
     assert str(path) in lines[0] and "prepared anew" in lines[0]
     assert [clips.open_clips(path)[i] for i in range(2)] == content
 
@@ -385,7 +367,7 @@ def test_a_set_that_cannot_be_written_is_named_and_the_old_one_stays(spec, tmp_p
     with pytest.raises(UserError, match=f"{path} cannot be written: .*No space left on device"):
         run(spec, tmp_path)
     assert {file.name: file.stat().st_mtime_ns for file in path.glob("*array_record*")} == first
-    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 @pytest.mark.parametrize("old_is_there", [True, False])
@@ -401,7 +383,7 @@ def test_a_kill_between_the_moves_loses_nothing(spec, tmp_path, old_is_there):
     _, lines, _ = run(spec, tmp_path)
     assert not any("checking files" in line for line in lines)
     assert {file.name: file.read_bytes() for file in path.glob("*array_record*")} == shards
-    assert sorted(file.name for file in path.parent.iterdir()) == [".lock", path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_a_set_that_was_checked_is_not_checked_again(spec, tmp_path):

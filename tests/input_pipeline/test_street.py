@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from input_pipeline.appearance import paint, sample_look
-from input_pipeline.street import INFINITY, Panel, Scene, exact_flow, render
-from input_pipeline.world_scenes import sample_scene
-from input_pipeline.world_shapes import MATERIAL_CLASS, MATERIAL_ID, MATERIALS, WORLD_CLASSES, shapes
+from input_pipeline.world.appearance import paint, sample_look
+from input_pipeline.world.scenes import sample_scene
+from input_pipeline.world.shapes import MATERIAL_CLASS, MATERIAL_ID, MATERIALS, WORLD_CLASSES, shapes
+from input_pipeline.world.street import INFINITY, Panel, Scene, exact_flow, render
 
 H, W, HORIZON, FOCAL = 64, 128, 28.16, 128.0
 ROAD, SKY = WORLD_CLASSES.index("road"), WORLD_CLASSES.index("sky")

@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import worlds
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 from input_pipeline.flow_files import read_flow
-from input_pipeline.labels import CLASSES, IGNORED, KNOWN_IDS, TRAIN_IDS, train_id_table
-from input_pipeline.world_layouts import file_ids, frame_size
-from input_pipeline.world_shapes import WORLD_CLASSES
-from input_pipeline.worlds import WORLD_VERSION, WorldSpec, _source_drives, write_worlds
+from input_pipeline.labels import CLASSES, IGNORED, train_id_table
+from input_pipeline.world import generate
+from input_pipeline.world.generate import WORLD_VERSION, WorldSpec, _source_drives, write_worlds
+from input_pipeline.world.layouts import file_ids, frame_size
+from input_pipeline.world.shapes import WORLD_CLASSES
 
 SPEC = WorldSpec(
     seed=100, size=(64, 128), source_clips=3, target_train_clips=3, target_val_clips=3, video_frames=3, workers=1
@@ -84,8 +85,8 @@ def test_generated_files_stay_what_they_were(name, viper_world, synthia_world):
 @pytest.mark.parametrize("dataset", ["viper", "synthia_seq", "cityscapes_seq"])
 def test_file_ids_are_read_back_as_the_same_class(dataset):
     ids = file_ids(dataset)
-    assert set(ids.tolist()) <= KNOWN_IDS[dataset]
-    for setting in [s for d, s in TRAIN_IDS if d == dataset]:
+    assert set(ids.tolist()) <= DATASETS[dataset].ids.keys()
+    for setting in DATASETS[dataset].settings:
         for name, train_id in zip(WORLD_CLASSES, train_id_table(dataset, setting)[ids], strict=True):
             if name in CLASSES[setting]:
                 assert CLASSES[setting][train_id] == name
@@ -105,7 +106,7 @@ def test_viper_layout(viper_world):
     with Image.open(root / frames[0]) as frame, Image.open(root / labels[0]) as label:
         assert (frame.format, frame.mode, frame.size) == ("JPEG", "RGB", (128, 64))
         assert (label.format, label.mode, label.size) == ("PNG", "L", (128, 64))
-        assert set(np.unique(label)) <= KNOWN_IDS["viper"]
+        assert set(np.unique(label)) <= DATASETS["viper"].ids.keys()
     pairs = {p.name for p in viper_world["source_flow"].glob("train/001_*")}
     assert pairs == {f"001_{pair}_int16_x10.npy" for pair in ("0001000009", "0000900008", "0001000008")}
 
@@ -132,7 +133,7 @@ def test_synthia_layout(synthia_world):
     # PNG's header chunk: bit depth 16, colour type 2 (RGB).
     assert (header[24], header[25]) == (16, 2)
     red, green, blue = read_16_bit_rgb(labels[0])
-    assert set(np.unique(red)) <= KNOWN_IDS["synthia_seq"] and len(np.unique(red)) > 4
+    assert set(np.unique(red)) <= DATASETS["synthia_seq"].ids.keys() and len(np.unique(red)) > 4
     assert not green.any() and not blue.any()
     names = sorted(p.name for p in (synthia_world["source_flow"] / "train").iterdir())
     assert names == [f"{10 * k + t:06d}_int16_x10.npy" for k in range(3) for t in (1, 2)]
@@ -308,7 +309,7 @@ def test_a_link_to_another_disk_stays_one(viper_world, tmp_path):
 
 
 def test_of_two_that_want_a_world_one_writes_it(viper_world, tmp_path, monkeypatch):
-    written, lines, write, both = [], [], worlds._write_drive, threading.Barrier(2)
+    written, lines, write, both = [], [], generate._write_drive, threading.Barrier(2)
 
     def counted(spec, drive, root):
         if not written:
@@ -319,7 +320,7 @@ def test_of_two_that_want_a_world_one_writes_it(viper_world, tmp_path, monkeypat
             time.sleep(0.01)
         write(spec, drive, root)
 
-    monkeypatch.setattr(worlds, "_write_drive", counted)
+    monkeypatch.setattr(generate, "_write_drive", counted)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(write_worlds, SPEC, tmp_path / "world", lines.append)
         both.wait(timeout=60)
@@ -342,7 +343,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path, monkeypa
 PARENT = """
 import dataclasses, multiprocessing, sys, time
 from pathlib import Path
-from input_pipeline.worlds import WorldSpec, write_worlds
+from input_pipeline.world.generate import WorldSpec, write_worlds
 
 def stay(line):
     print(line, flush=True)
@@ -372,7 +373,7 @@ def test_killed_while_it_writes_no_process_is_left(tmp_path):
 INTERRUPTED = """
 import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
-from input_pipeline.worlds import WorldSpec, write_worlds
+from input_pipeline.world.generate import WorldSpec, write_worlds
 
 def interrupt():
     while len(multiprocessing.active_children()) < 2:

@@ -1,39 +1,9 @@
-"""What the tests of methods share: a network of two blocks, and programs that compile fast."""
+"""What the tests of methods share: clips for the network of two blocks."""
 
-import jax
 import pytest
-
-from stpl_jax.models import make_segmenter
 
 SIZE = (16, 32)  # frames; features are 4×8, of which 22 pixels are confident
 CLASSES = 5
-
-
-@pytest.fixture(scope="package", autouse=True)
-def fast_compilation():
-    """Programs here run once or twice: most of their time would be the compiler's."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def small_config(tiny_config):
-    """A fresh configuration of a network of two stages with one block each."""
-    tiny_config.model.backbone.update({"blocks": (1, 1), "widths": (4, 4), "strides": (2, 1), "dilations": (1, 2)})
-    return tiny_config
-
-
-@pytest.fixture
-def small_segmenter(small_config):
-    """The network of `small_config`."""
-    return make_segmenter(small_config.model, CLASSES)
-
-
-@pytest.fixture
-def small_variables(small_segmenter, drawn_variables):
-    """Variables of `small_segmenter`."""
-    return drawn_variables(small_segmenter)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """ACCEL on DeepLabv2 in plain PyTorch, with the key names of the field's checkpoints: what the Flax network is held to.
 
 Written from the description of the network, not from the Flax code: NCHW, PyTorch's own layers, one frame a call.
+benchmarks/torch_step.py times the same network.
 """
 
 from typing import NamedTuple
@@ -54,25 +55,25 @@ def warp(x, flow):
 class Block(nn.Module):
     """Residual block in the Caffe layout: the stride is in the first 1×1 convolution."""
 
-    def __init__(self, inputs, width, expansion, stride, dilation, downsample):
+    def __init__(self, inputs, width, expansion, stride, dilation, downsample, norm):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, stride=stride, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, width * expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width * expansion)
+        self.bn3 = norm(width * expansion)
         self.downsample = None
         if downsample:
             self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, width * expansion, 1, stride=stride, bias=False), nn.BatchNorm2d(width * expansion)
+                nn.Conv2d(inputs, width * expansion, 1, stride=stride, bias=False), norm(width * expansion)
             )
 
     def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 class Classifier(nn.Module):
@@ -97,6 +98,7 @@ class TorchAccel(nn.Module):
       dilations: of both classifiers.
       stem_width, stem_kernel, stem_pool: the first convolution, and whether max-pooling follows it.
       with_fusion: False for DeepLabv2 without the score fusion.
+      norm: makes batch normalisation of so many channels.
     """
 
     def __init__(
@@ -112,16 +114,18 @@ class TorchAccel(nn.Module):
         stem_kernel=7,
         stem_pool=True,
         with_fusion=True,
+        norm=nn.BatchNorm2d,
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(3, stem_width, stem_kernel, stride=2, padding=stem_kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem_width)
+        self.bn1 = norm(stem_width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True) if stem_pool else nn.Identity()
         channels, self.stages = [stem_width], len(blocks)
         for s, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            stage = [Block(channels[-1], width, expansion, strides[s], stage_dilations[s], True)]
+            dilation = stage_dilations[s]
+            stage = [Block(channels[-1], width, expansion, strides[s], dilation, True, norm)]
             channels.append(width * expansion)
-            stage += [Block(channels[-1], width, expansion, 1, stage_dilations[s], False) for _ in range(1, count)]
+            stage += [Block(channels[-1], width, expansion, 1, dilation, False, norm) for _ in range(1, count)]
             self.add_module(f"layer{s + 1}", nn.Sequential(*stage))
         self.layer5 = Classifier(channels[-2], num_classes, dilations)
         self.layer6 = Classifier(channels[-1], num_classes, dilations)
@@ -136,7 +140,7 @@ class TorchAccel(nn.Module):
 
     def features(self, x):
         """One frame, normalised, `[B, 3, H, W]`, to the last two stages' `Maps`."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         outputs = []
         for s in range(self.stages):
             x = getattr(self, f"layer{s + 1}")(x)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch_reference.torch_accel import Maps, TorchAccel, normalise, resize_flow, warp
+
+from .torch_accel import Maps, TorchAccel, normalise, resize_flow, warp
 
 
 class Add(nn.Module):
@@ -57,8 +58,7 @@ class Stam(nn.Module):
         self.outputs = 2 * channels
 
     def forward(self, z):
-        average = F.adaptive_avg_pool3d(z, 1).flatten(1)  # [B, 2]: the frame is the "channel" of these poolings
-        largest = F.adaptive_max_pool3d(z, 1).flatten(1)
+        average, largest = z.flatten(2).mean(-1), z.flatten(2).max(-1).values  # [B, 2]
         tem = torch.sigmoid(self.temporal(average) + self.temporal(largest))
         attended = torch.einsum("bt,btchw->btchw", tem, z)
         stacked = attended.flatten(1, 2)

@@ -1,0 +1,116 @@
+"""The numbers of a report, out of the files that a run leaves behind."""
+
+import json
+import math
+
+import jax
+
+from input_pipeline import run_folder
+from input_pipeline.errors import UserError
+from input_pipeline.labels import CLASSES
+from stpl_jax import checkpoint
+from stpl_jax.records import read_scores
+from stpl_jax.rows import row_names
+from stpl_jax.run_log import read_log
+
+_SCORES = ("miou", "temporal_consistency", "temporal_consistency_warped")
+
+
+def read_evaluations(config, workdir):
+    """Reads the scores of every row that has been evaluated.
+
+    Returns:
+      row -> `RowScores`, in the order of the results table.
+
+    Raises:
+      UserError: there are none.
+    """
+    rows = row_names(config)
+    found = {row: scores for row in rows if (scores := read_scores(workdir, row))}
+    if not found:
+        raise UserError(
+            f"{workdir}: no {run_folder.EVALUATION} in any of {', '.join(rows)}. Train or score something first: "
+            "--mode=auto, or --mode=evaluate where there are checkpoints."
+        )
+    return found
+
+
+def make_report(config, evaluations):
+    """Puts the rows' scores together.
+
+    The shares of the gap, from mIoU at the last step (null where a row is missing, or there is no gap):
+
+        gap_closed                   (method - source_only) / (oracle - source_only)
+        gap_closed_by_bn_statistics  (bn_statistics - source_only) / (oracle - source_only)
+        gap_closed_beyond_bn         (method - bn_statistics) / (oracle - bn_statistics)
+
+    Args:
+      config: the run's configuration.
+      evaluations: of `read_evaluations`.
+
+    Returns:
+      JSON-able dict: `classes`, `results` (row -> scores in percent), the three shares, `settings` (row -> its method
+      and the weights it came from), `config`, `versions`, `device`, `device_count`.
+    """
+    results, settings = {}, {}
+    for row, evaluation in evaluations.items():
+        last, best = evaluation.last, evaluation.best_on_validation
+        results[row] = {
+            **{name: _number(last[name]) for name in _SCORES},
+            "iou": {name: _number(value) for name, value in last["iou"].items()},
+            "step": last["step"],
+            "data": last.get("data"),
+            "best_on_validation": {"miou": _number(best["miou"]), "step": best["step"]},
+            "seconds_per_step": _number(evaluation.seconds_per_step),
+        }
+        settings[row] = {"method": evaluation.method, "source": evaluation.source}
+
+    def miou(row):
+        return results[row]["miou"] if row in results else None
+
+    method, source, bn, oracle = (miou(row) for row in (config.method, "source_only", "bn_statistics", "oracle"))
+    return {
+        "classes": list(CLASSES[config.data.classes]),
+        "results": results,
+        "gap_closed": _share(source, method, oracle),
+        "gap_closed_by_bn_statistics": _share(source, bn, oracle),
+        "gap_closed_beyond_bn": _share(bn, method, oracle),
+        "settings": settings,
+        "config": json.loads(config.to_json_best_effort()),
+        "versions": checkpoint.versions(),
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+    }
+
+
+def _number(value):
+    """JSON has no NaN: a score that is not defined, such as the IoU of a class that does not occur, is null."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _share(low, value, high):
+    if None in (low, value, high) or high == low:
+        return None
+    return (value - low) / (high - low)
+
+
+def read_curves(workdir, row, progress=print):
+    """Reads what a row logged as it was trained.
+
+    Args:
+      workdir: the run's folder.
+      row: name of the row.
+      progress: told once how many lines are damaged, if there are any; they are left out.
+
+    Returns:
+      name -> ((step, value), ...) of each `loss/...` and of `validation/miou`; values that are not finite are left out.
+    """
+    file, curves = run_folder.metrics(workdir, row), {}
+    entries, damaged = read_log(file)
+    for entry in entries:
+        for name, value in entry.items():
+            if (name.startswith("loss/") or name == "validation/miou") and math.isfinite(value):
+                curves.setdefault(name, []).append((entry["step"], value))
+    if damaged:
+        progress(f"report  {file}: {damaged} damaged lines are left out of the curves")
+    return {name: tuple(points) for name, points in curves.items()}
