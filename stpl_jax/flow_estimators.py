@@ -77,13 +77,9 @@ class Loaded:
     params: Any = dataclasses.field(default=None, repr=False)
     weights: str | None = None
 
-    @property
-    def _on_host(self):
-        return isinstance(self.entry, optical_flow.HostEstimator)
-
     def of_pair(self):
         """Returns a function like `optical_flow.dis_flow`: two `[H, W, 3]` uint8 RGB frames to flow `[H, W, 2]`."""
-        if self._on_host:
+        if isinstance(self.entry, optical_flow.HostEstimator):
             return self.entry.function
         run = jax.jit(lambda params, frame, earlier: self.entry.function(params, frame[None], earlier[None])[0])
         return functools.partial(run, jax.device_put(self.params))
@@ -100,7 +96,7 @@ class Loaded:
         Yields:
           (job, `[H, W, 2]` float32), in the order of jobs.
         """
-        if self._on_host:
+        if isinstance(self.entry, optical_flow.HostEstimator):
             yield from ordered_map(lambda job: (job, self.entry.function(*read(job))), jobs, threads)
             return
         count = per_device * jax.local_device_count()

@@ -4,12 +4,7 @@ from input_pipeline import optical_flow
 
 
 def new_spelling(key, value):
-    """Returns the end of a sentence that says what an old setting is now, or an empty text for any other key.
-
-    Args:
-      key: with dots, such as `flow.source` or `rows.stpl.flow.source`.
-      value: what it was set to.
-    """
+    """Returns the end of a sentence that says what an old setting, such as `flow.source`, is now, or an empty text."""
     prefix = f"--config.{key.removesuffix('source')}"
     if f".{key}".endswith(".flow.source"):
         if value == "precomputed":
