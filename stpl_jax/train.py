@@ -84,6 +84,8 @@ def train(config, workdir, row, init_from=None, progress=print):
                     state, metrics = train_step(state, batch)
                 results.add(step, names, metrics, bool(stopping.seen))
                 results.read(all_but=1)
+                # One process need not wait for what all agree to.
+                results.stop |= bool(stopping.seen) and jax.process_count() == 1
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
                     best = _better(best, validation.score(state, step))
                     log.write(step, {"validation/miou": validation.last["miou"]})

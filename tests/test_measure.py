@@ -81,3 +81,16 @@ def test_results_name_their_machine(tmp_path):
     # A result of another machine keeps that one's name.
     path = measure.write("speed", {"ratio": 0.5, "machine": {"device": "a TPU"}}, tmp_path)
     assert json.loads(path.read_text()) == {"ratio": 0.5, "machine": {"device": "a TPU"}}
+
+
+def test_peak_memory_counts_what_a_function_gives_back():
+    before, peak = measure.resident_memory(lambda: np.ones(2**26, np.uint8).sum())
+    assert 0.8 * 2**26 < peak - before < 1.5 * 2**26
+
+
+def test_a_module_answers_by_its_last_line(tmp_path, monkeypatch):
+    (tmp_path / "answering.py").write_text("import sys\nprint('first')\nprint([int(sys.argv[1])])\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert measure.answer_of("answering", 3) == [3]
+    with pytest.raises(RuntimeError, match="ValueError: .*'three'"):
+        measure.answer_of("answering", "three")

@@ -1,6 +1,6 @@
 """Holds a converted ACCEL checkpoint to PyTorch at full size: the same class maps?
 
-    python -m benchmarks.convert_check --workdir=runs/convert_check
+    python -m experiments.convert_check --workdir=runs/convert_check
 
 Draws a ResNet-101 ACCEL of 15 classes in PyTorch and saves it, converts it (`python -m stpl_jax.convert accel`), and
 segments two drifting 512×1024 frames by `main.py --mode=predict`; then does the same by PyTorch alone (float32 as
