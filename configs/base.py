@@ -30,6 +30,7 @@ def get_config():
 
     config.data = data = ConfigDict()
     data.classes = "viper"  # label setting: viper (15 classes), synthia_seq (12) or cityscapes_seq (19)
+    data.class_names = ()  # the model's classes by name, in place of a label setting's
     data.prepared_dir = placeholder(str)  # default: <workdir>/data
     data.skip_bad = False  # leave out clips with bad files instead of stopping
     data.flip = True  # mirror clips at random where training has labels

@@ -5,6 +5,8 @@ are: `viper` has 15, `synthia_seq` has 12, `cityscapes_seq` has 19. Cityscapes-S
 train id is an index into the setting's class list; 255 is ignored everywhere.
 """
 
+import colorsys
+
 import numpy as np
 
 from input_pipeline.class_maps import class_indices
@@ -107,9 +109,20 @@ def evaluated_classes(setting):
     return np.array([name not in DATASETS[setting].not_scored for name in DATASETS[setting].classes])
 
 
-def colour_table(setting):
-    """Returns the setting's palette, `[256, 3]` uint8 RGB, black for ignored ids: `table[classes]` paints a map."""
-    table = np.zeros((256, 3), np.uint8)
-    for train_id, name in enumerate(DATASETS[setting].classes):
-        table[train_id] = DATASETS[setting].colours[name]
+def model_classes(data):
+    """Returns the classes of the model that `config.data` is about: `data.class_names`, or else its label setting's."""
+    return tuple(data.class_names) or CLASSES[data.classes]
+
+
+def colour_table(names, setting=None):
+    """Returns a palette, `[256, 3]` uint8 RGB, black for ignored ids: `table[classes]` paints a map.
+
+    Args:
+      names: of the classes, in the order of their train ids.
+      setting: label setting whose colours come first. Names that no set has get hues far apart.
+    """
+    own, table = DATASETS[setting].colours if setting in DATASETS else {}, np.zeros((256, 3), np.uint8)
+    for i, name in enumerate(names):
+        hue = i * 0.618 % 1  # of the golden ratio: never near an earlier one for long
+        table[i] = own.get(name) or PALETTE.get(name) or np.multiply(colorsys.hsv_to_rgb(hue, 0.7, 0.9), 255)
     return table

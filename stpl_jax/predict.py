@@ -1,7 +1,6 @@
 """Applying a trained network to videos: from Python (`load`), and to files."""
 
 import collections
-import colorsys
 import contextlib
 import dataclasses
 import functools
@@ -19,7 +18,7 @@ from input_pipeline import optical_flow
 from input_pipeline.errors import Incomplete, UserError, capped
 from input_pipeline.files import expand
 from input_pipeline.flow_files import resize_flow as resize_flow_on_host
-from input_pipeline.labels import PALETTE, colour_table
+from input_pipeline.labels import colour_table
 from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
 from stpl_jax.frames import open_source
 from stpl_jax.models import make_segmenter
@@ -157,23 +156,12 @@ def load(path, row=None, tell=checkpoint.warn):
         segmenter=make_segmenter(config["model"], len(meta.classes)),
         variables=jax.device_put(stored.variables),
         classes=meta.classes,
-        palette=_palette(meta.label_setting, meta.classes),
+        palette=colour_table(meta.classes, meta.label_setting),
         size=tuple(config["data"]["target"]["size"]),
         flow_scale=config["flow"]["scale"],
         path=stored.path,
         description=stored.description,
     )
-
-
-def _palette(label_setting, names):
-    """Colours `[256, 3]` uint8; where no label setting has these classes: those of known names, and hues far apart."""
-    if label_setting:
-        return colour_table(label_setting)
-    table = np.zeros((256, 3), np.uint8)
-    for i, name in enumerate(names):
-        hue = i * 0.618 % 1  # of the golden ratio: never near an earlier one for long
-        table[i] = PALETTE.get(name) or np.multiply(colorsys.hsv_to_rgb(hue, 0.7, 0.9), 255)
-    return table
 
 
 def segment_frames(model, frames, size=None):

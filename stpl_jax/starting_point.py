@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from input_pipeline.domains import check_same_data
-from input_pipeline.labels import CLASSES
+from input_pipeline.labels import model_classes
 from stpl_jax import checkpoint, checkpoint_places, model_choice, processes
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.models.network import initial_variables
@@ -117,7 +117,7 @@ def starting_variables(config, segmenter, init_from, progress=print):
         return initial_variables(segmenter, key), "random"
     template = jax.eval_shape(lambda: initial_variables(segmenter, key))
     stored = checkpoint.load_model(checkpoint_places.source_model(init_from), template=template, tell=progress)
-    classes = list(CLASSES[config.data.classes])
+    classes = list(model_classes(config.data))
     stored.meta.require(stored.path, "classes")
     if list(stored.meta.classes) != classes:
         raise checkpoint.CheckpointError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from input_pipeline import run_folder
-from input_pipeline.labels import CLASSES
+from input_pipeline.labels import model_classes
 from input_pipeline.loader import train_batches
 from stpl_jax import checkpoint, parallel, processes
 from stpl_jax.methods import make_method
@@ -25,7 +25,7 @@ from stpl_jax.validation import Validation, open_together
 def build_segmenter(config):
     """Builds the segmentation network of a run's configuration: the label setting gives the number of classes."""
     sync_axis = parallel.AXIS if config.batch_norm.mode == "sync" else None
-    return make_segmenter(config.model, len(CLASSES[config.data.classes]), sync_axis)
+    return make_segmenter(config.model, len(model_classes(config.data)), sync_axis)
 
 
 def train(config, workdir, row, init_from=None, progress=print):
@@ -62,7 +62,7 @@ def train(config, workdir, row, init_from=None, progress=print):
         state, best = parallel.replicate(start.state), start.best
         meta = checkpoint.CheckpointMeta(
             config=json.loads(config.to_json_best_effort()),
-            classes=CLASSES[config.data.classes],
+            classes=model_classes(config.data),
             label_setting=config.data.classes,
             row=row,
             method=config.method,

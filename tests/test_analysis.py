@@ -131,7 +131,7 @@ def test_pictures_and_text(run):
         last = written["checkpoints"][name]["same_class_share"][-1]
         assert f"{name} {100 * last:.1f}" in " ".join(told.split())
     assert set(pictures["tsne"]) == {"all", "chosen"} and pictures["tsne"]["all"]["stpl"][:4] == b"\x89PNG"
-    palette = colour_table("viper")
+    palette = colour_table(CLASSES["viper"])
     tsne = opened(pictures["tsne"]["all"]["stpl"])
     for name in ("road", "building", "vegetation", "car"):
         colour = palette[CLASSES["viper"].index(name)]

@@ -138,7 +138,7 @@ def test_one_compilation_serves_all_frames_of_a_size(model):
 def test_what_a_model_says_of_itself(model, tmp_path):
     assert model.classes == tuple(NAMES) and model.size == TRAIN_SIZE
     assert model.path == tmp_path / "row" / "checkpoints" / "0"
-    np.testing.assert_array_equal(model.palette, colour_table("viper"))
+    np.testing.assert_array_equal(model.palette, colour_table(CLASSES["viper"]))
 
 
 def test_loading_a_row_of_a_working_directory(tmp_path, tiny_config, tiny_variables):
@@ -222,7 +222,7 @@ def test_a_folder_end_to_end(model, tmp_path):
         assert names(tmp_path / "out" / folder) == [f"street_{i}.png" for i in range(3)]
     expected = model.segment(frames)
     np.testing.assert_array_equal(read_all(tmp_path / "out" / "classes"), expected)
-    mixed = frames / 2 + colour_table("viper")[expected] / 2
+    mixed = frames / 2 + colour_table(CLASSES["viper"])[expected] / 2
     assert np.abs(read_all(tmp_path / "out" / "overlays") - mixed).max() <= 0.5
     assert "3 frames written" in lines[-1] and lines[-1].endswith(" s")
 

@@ -206,14 +206,14 @@ def test_pictures_show_frame_predictions_and_label(tmp_path, config):
     for folder, panel in ((tmp_path / "given", before), (tmp_path / "run" / "stpl", after)):
         classes = predict.load(folder).segment(frames, size=PANEL)[-1]
         # Stored flow is rounded to tenths of a pixel, which may turn a few pixels.
-        same = (panel == colour_table("viper")[classes]).all(-1)
+        same = (panel == colour_table(CLASSES["viper"])[classes]).all(-1)
         assert same.mean() > 0.99, f"{folder.name}: {same.mean():.4f} of the panel's pixels are the network's"
         assert len(np.unique(classes)) > 1
     assert (before != after).any()
     ids = read(raw / "gtFine/val/munster/munster_000005_000019_gtFine_labelIds.png")
     classes = train_id_table("cityscapes_seq", "viper")[ids].repeat(2, 0).repeat(2, 1)
     assert (classes == 255).any() and (label[classes == 255] == 0).all()
-    np.testing.assert_array_equal(label, colour_table("viper")[classes])
+    np.testing.assert_array_equal(label, colour_table(CLASSES["viper"])[classes])
     legend = picture[-60:]
     assert all((legend == PALETTE[name]).all(-1).sum() > 20 for name in CLASSES["viper"])
 

@@ -12,7 +12,7 @@ import video_files
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.labels import colour_table
+from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import video
 
 SIZE = (33, 65)
@@ -123,7 +123,7 @@ def test_frames_of_another_size_fit_into_a_video():
 def test_overlay_mixes_frame_and_colours():
     frame = raw_trees.frame_pixels(1, SIZE)
     classes = np.random.default_rng(0).integers(0, 15, SIZE).astype(np.uint8)
-    palette = colour_table("viper")
+    palette = colour_table(CLASSES["viper"])
     mixed = video.overlay(frame, classes, palette, opacity=0.25)
     expected = 0.75 * frame.astype(float) + 0.25 * palette[classes].astype(float)
     assert mixed.dtype == np.uint8 and np.abs(mixed - expected).max() <= 0.5 + 1e-6

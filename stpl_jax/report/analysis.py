@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
-from input_pipeline.labels import CLASSES, colour_table
+from input_pipeline.labels import colour_table, model_classes
 from stpl_jax import checkpoint, checkpoint_digests, model_choice, predict
 from stpl_jax.checkpoint_reading import flat
 from stpl_jax.metrics import feature_space
@@ -100,7 +100,7 @@ def analyse(config, workdir, checkpoints, progress=print):
     """
     if jax.process_index():
         return
-    settings, classes = config.analysis, CLASSES[config.data.classes]
+    settings, classes = config.analysis, model_classes(config.data)
     models = {name: predict.load(path, tell=progress) for name, path in checkpoints.items()}
     for name, model in models.items():
         progress(f"analyse  {name}: {model.description}")
@@ -110,7 +110,7 @@ def analyse(config, workdir, checkpoints, progress=print):
     subsets = {"all": list(range(len(classes)))} | ({"chosen": chosen} if chosen else {})
 
     found, tsne, files, features, maps = {}, {name: {} for name in subsets}, {}, {}, {}
-    palette = colour_table(config.data.classes)
+    palette = colour_table(model_classes(config.data), config.data.classes)
     for i, (name, model) in enumerate(models.items()):
         features[name], maps[name] = _extract(model, source, sample)
         found[name] = {"path": str(model.path), "fingerprint": _fingerprint(model.variables)}
@@ -179,7 +179,7 @@ def draw_sample(config, source, grid):
     labels = np.stack(
         [feature_space.nearest_on_grid(read_clip(source, int(i), (), (), label=True)["label"], grid) for i in clips]
     )
-    count = len(CLASSES[config.data.classes])
+    count = len(model_classes(config.data))
     places, classes = feature_space.sample_pixels(labels, count, settings.pixels, config.seed)
     if not len(places):
         raise AnalysisError(f"{source.path}: no labelled pixel in the {len(clips)} clips that were drawn.")

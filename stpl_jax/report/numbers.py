@@ -7,7 +7,7 @@ import jax
 
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
-from input_pipeline.labels import CLASSES
+from input_pipeline.labels import model_classes
 from stpl_jax import checkpoint
 from stpl_jax.records import read_scores
 from stpl_jax.rows import row_names
@@ -70,7 +70,7 @@ def make_report(config, evaluations):
 
     method, source, bn, oracle = (miou(row) for row in (config.method, "source_only", "bn_statistics", "oracle"))
     return {
-        "classes": list(CLASSES[config.data.classes]),
+        "classes": list(model_classes(config.data)),
         "results": results,
         "gap_closed": _share(source, method, oracle),
         "gap_closed_by_bn_statistics": _share(source, bn, oracle),

@@ -12,7 +12,7 @@ from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.flow_files import to_pixels
-from input_pipeline.labels import CLASSES, PALETTE
+from input_pipeline.labels import colour_table, model_classes
 from stpl_jax import checkpoint, predict
 from stpl_jax.frames import open_source
 from stpl_jax.model_choice import row_model
@@ -105,7 +105,8 @@ def shrunk(pixels, interpolation=cv2.INTER_AREA, most=_MOST_PAGE_WIDTH):
 
 
 def _legend(config):
-    return {name: PALETTE[name] for name in CLASSES[config.data.classes]}
+    names = model_classes(config.data)
+    return dict(zip(names, map(tuple, colour_table(names, config.data.classes).tolist()), strict=False))
 
 
 def write_pictures(config, workdir, models, progress):

@@ -101,7 +101,7 @@ def test_accel_gives_the_class_maps_of_pytorch(
     assert meta.label_setting == setting
     assert meta.source == "accel input.pth" and meta.versions["torch"] == torch.__version__
     if setting:
-        assert model.classes == CLASSES[setting] and (model.palette == colour_table(setting)).all()
+        assert model.classes == CLASSES[setting] and (model.palette == colour_table(CLASSES[setting], setting)).all()
     else:
         assert len(np.unique(model.palette[:count], axis=0)) == count
         for i, name in enumerate(model.classes):

@@ -86,7 +86,7 @@ def differing(name):
     scored = [label not in NOT_SCORED[name] for label in dataset.classes]
     if labels.evaluated_classes(name).tolist() != scored:
         found.append("scored classes")
-    painted = labels.colour_table(name)[: len(dataset.classes)].tolist()
+    painted = labels.colour_table(dataset.classes, name)[: len(dataset.classes)].tolist()
     if painted != [list(COLOURS[label].to_bytes(3)) for label in dataset.classes]:
         found.append("colours")
     return found

@@ -157,7 +157,11 @@ def test_its_classes_are_known():
 
 def test_its_scored_classes_and_colours_are_known(config):
     assert labels.evaluated_classes("toy").tolist() == [True, True]
-    assert labels.colour_table("toy")[:3].tolist() == [[90, 80, 70], [0, 200, 0], [0, 0, 0]]
+    assert labels.colour_table(labels.DATASETS["toy"].classes, "toy")[:3].tolist() == [
+        [90, 80, 70],
+        [0, 200, 0],
+        [0, 0, 0],
+    ]
     assert labels.numberings()["the toy's ids"] == {5: {"ground"}, 6: {"ground"}, 9: {"green"}}
 
 
