@@ -18,6 +18,7 @@ def get_config():
     config.steps = placeholder(int)  # if set, every row stops after this many steps; schedules stay
     # The source model: a working directory (its row source_only), a folder of checkpoints, or one of them.
     config.init_from = placeholder(str)
+    config.from_checkpoint = False  # take network, classes, size and flow.scale from the checkpoint of init_from
     config.pretrain_from = placeholder(str)  # checkpoint that source training starts from (ImageNet weights, say)
     config.num_frames = 2  # T, frames that STPL fuses
     config.clips_per_device = 1  # paper's batch, public code of DA-VSN and TPS

@@ -6,25 +6,27 @@ model = stpl_jax.load("runs/synthetic")  # a run's folder, or one checkpoint
 classes = model.segment(frames)  # [T, H, W, 3] uint8 RGB -> [T, H, W] uint8 train ids
 names = [model.classes[i] for i in set(classes.ravel())]
 pictures = model.palette[classes]  # [T, H, W, 3] uint8 RGB
+
+model = stpl_jax.adapt("runs/synthetic", "my_videos/", workdir="runs/mine")  # to unlabelled video
 """
+
+import importlib
 
 __version__ = "0.1.0"
 
 
-def load(path, row=None):
-    """Loads a trained segmentation network.
+# Looked up when they are asked for: `import stpl_jax` alone starts neither JAX nor the libraries that read checkpoints.
+_PLACES = {
+    "load": "stpl_jax.predict",
+    "adapt": "stpl_jax.adaptation",
+    "Network": "stpl_jax.models.network",
+    "PerClassifier": "stpl_jax.models.network",
+    "group_by_group": "stpl_jax.models.network",
+}
+__all__ = [*_PLACES]
 
-    Args:
-      path: working directory of a run, folder of one of its rows, folder of checkpoints, or one checkpoint.
-      row: with a working directory, which row of its results table; default the method that it adapted with.
 
-    Returns:
-      A `stpl_jax.predict.Model`.
-
-    Raises:
-      CheckpointError: there is no checkpoint of that row; the message says what there is.
-    """
-    # Not at the top: `import stpl_jax` alone starts neither JAX nor the libraries that read checkpoints.
-    from stpl_jax.predict import load as load_model
-
-    return load_model(path, row)
+def __getattr__(name):
+    if name not in _PLACES:
+        raise AttributeError(f"module 'stpl_jax' has no attribute {name!r}; there are {', '.join(_PLACES)}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -135,12 +135,13 @@ class Model:
         return resize_flow_on_host(flow, self.size, self.flow_scale)
 
 
-def load(path, row=None, tell=checkpoint.warn):
+def load(path, row=None, network=None, tell=checkpoint.warn):
     """Loads a trained segmentation network.
 
     Args:
       path: working directory of a run, folder of one of its rows, folder of checkpoints, or one checkpoint.
       row: with a working directory, which row of its results table; default the method that it adapted with.
+      network: the `Network` whose weights these are, where it was given from Python.
       tell: called with a line of text where a damaged checkpoint is left out, or one has no digests; default a warning.
 
     Returns:
@@ -153,7 +154,7 @@ def load(path, row=None, tell=checkpoint.warn):
     meta, config = stored.meta, stored.meta.config
     meta.require(stored.path, "config", "classes")
     return Model(
-        segmenter=make_segmenter(config["model"], len(meta.classes)),
+        segmenter=network or make_segmenter(config["model"], len(meta.classes)),
         variables=jax.device_put(stored.variables),
         classes=meta.classes,
         palette=colour_table(meta.classes, meta.label_setting),

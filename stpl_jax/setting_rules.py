@@ -129,7 +129,7 @@ def _all(rule, *keys):
 RULES = {
     **_all(PATH, "init_from", "pretrain_from", "flow.weights", "data.prepared_dir"),
     **_all(PATH, "data.*.raw_dir", "data.*list", "data.*flow_dir"),
-    **_all(FLAG, "source_free", "compilation_cache", "data.skip_bad", "data.flip", "world.generate"),
+    **_all(FLAG, "source_free", "from_checkpoint", "compilation_cache", "data.skip_bad", "data.flip", "world.generate"),
     **_all(FLAG, "model.backbone.stem_pool", "optim.nesterov", "evaluate.online", "report.analysis"),
     **_all(FLAG, "methods.*.topk.per_class", "methods.*.augment.per_frame", "methods.hcl.restart_average"),
     **_all(FLAG, "methods.stpl.warp_keys", "methods.stpl.*_gradient"),

@@ -1,0 +1,127 @@
+"""Adapting from Python: a checkpoint, or someone's own network, and a folder of videos in; an adapted model out."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from configs import own_video
+from input_pipeline.errors import UserError
+from input_pipeline.files import expand
+from stpl_jax import checkpoint, modes, predict, settings, source_settings
+from stpl_jax.checkpoint_meta import CheckpointMeta
+from stpl_jax.checkpoint_places import SOURCE
+from stpl_jax.models import NETWORKS
+from stpl_jax.models.network import Network
+from stpl_jax.run_lock import run_lock
+
+# What `config.model.name` is of a network that is given from Python, and where its first weights lie in the workdir.
+OWN, OWN_WEIGHTS = "own", "own_network"
+
+
+def adapt(
+    model,
+    videos,
+    method="stpl_plus",
+    steps=500,
+    workdir=None,
+    *,
+    variables=None,
+    classes=None,
+    size=None,
+    changes=None,
+    progress=print,
+):
+    """Adapts a segmentation model to unlabelled video; what `--mode=adapt` does with `configs/own_video.py`.
+
+    Args:
+      model: path of a checkpoint as `load` takes it, or a `Network`.
+      videos: folder of video files and folders of frames.
+      method: what adapts; one that needs no source data.
+      steps: training steps, over which the learning rate falls to 0.
+      workdir: folder of the run, with checkpoints and logs; a later call with the same arguments goes on there. None: a
+        temporary one, which is removed.
+      variables: of a `Network`: its `params` and `batch_stats`, nested dicts of arrays.
+      classes: of a `Network`: names of its K classes.
+      size: (height, width) that frames are brought to; of a `Network`, or in place of the checkpoint's.
+      changes: further settings of `configs/base.py`, {"optim.learning_rate": 1e-5}.
+      progress: called with lines of text.
+
+    Returns:
+      The adapted `Model`.
+
+    Raises:
+      UserError: something that the caller can mend; the message says what and how.
+    """
+    folder = Path(tempfile.mkdtemp()) if workdir is None else expand(workdir)
+    try:
+        with contextlib.ExitStack() as stack:
+            if isinstance(model, Network):
+                stack.enter_context(_entered(model))
+                model = _save(model, variables, classes, size, folder, progress)
+            elif variables is not None or classes is not None:
+                raise UserError("variables and classes belong to a Network; a checkpoint has its own.")
+            config = _config(model, videos, method, steps, size, changes or {})
+            stack.enter_context(run_lock(folder, progress))
+            modes.adapt(config, folder, progress)
+            return predict.load(folder, method)
+    finally:
+        if workdir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _config(model, videos, method, steps, size, changes):
+    config = own_video.get_config()
+    config.init_from, config.data.target.raw_dir = str(model), str(videos)
+    config.method, config.compare_with = method, ()
+    config.optim.steps = config.optim.decay_steps = steps
+    if size is not None:
+        config.data.target.size = tuple(size)
+    unknown = changes.keys() - settings.flat(config).keys()
+    if unknown:
+        raise UserError(
+            f"changes: there are no settings {', '.join(sorted(unknown))}. configs/base.py has all of them."
+        )
+    config.update_from_flattened_dict(changes)
+    config = source_settings.complete(settings.expand_paths(config))
+    settings.check(config)
+    return config
+
+
+@contextlib.contextmanager
+def _entered(network):
+    """Enters a network under `OWN` for as long as it is adapted."""
+    NETWORKS[OWN] = lambda model, num_classes, sync_axis=None: network
+    try:
+        yield
+    finally:
+        del NETWORKS[OWN]
+
+
+def _save(network, variables, classes, size, folder, progress):
+    """Writes an own network's weights as a source model; returns its path."""
+    given = {"variables": variables, "classes": classes, "size": size}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise UserError(f"A Network needs {', '.join(missing)}, too: adapt(network, videos, variables=..., ...).")
+    if len(classes) != network.num_classes:
+        raise UserError(
+            f"classes: expected {network.num_classes} names, as Network.num_classes has it, found {len(classes)}."
+        )
+    path, variables = folder / OWN_WEIGHTS, {"batch_stats": {}} | dict(variables)
+    if not (path / "checkpoints").is_dir():
+        config = own_video.get_config()
+        config.data.target.size = tuple(size)
+        with config.unlocked():
+            config.model = {"name": OWN}
+        meta = CheckpointMeta(
+            config=json.loads(config.to_json_best_effort()),
+            classes=tuple(classes),
+            row=SOURCE,
+            source="a Network given from Python",
+            versions=checkpoint.versions(),
+        )
+        checkpoint.save_model(path, variables, meta)
+    progress(f"adapt  the network's own weights are in {path}")
+    return path
