@@ -139,6 +139,7 @@ def set_up(options, parser):
     kind = "gpu" if torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu" else "cpu"
     full = options.full or kind == "gpu"
     config = (viper if full else synthetic).get_config()
+    config.method = "stpl"
     config.clips_per_device = options.clips or config.clips_per_device
     config.methods.stpl.contrast.block = options.block or config.methods.stpl.contrast.block
     config.model.backbone.remat = options.remat

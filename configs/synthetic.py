@@ -32,7 +32,8 @@ def get_config():
     # Each device has a thread of its own; splitting convolutions this small further makes them slower.
     config.cpu_xla_flags = "--xla_cpu_multi_thread_eigen=false"
     config.clips_per_device = 2
-    config.compare_with = ("source_only", "bn_statistics", "stpl_literal", "stpl_running", "oracle")
+    config.method = "stpl_plus"  # what we recommend
+    config.compare_with = ("source_only", "bn_statistics", "stpl", "oracle")
     config.log_every = 25
 
     config.data.source.size = config.data.target.size = (64, 128)

@@ -12,7 +12,7 @@ def tiny_run_config(steps=4):
     config.clips_per_device = 1
     config.evaluate.clips_per_device = 1
     config.checkpoint.every = 2
-    config.compare_with = ("source_only",)
+    config.method, config.compare_with = "stpl", ("source_only",)
     config.report.update(dict(frames=1, analysis=False))
     config.compilation_cache = False
     config.data.source.size = config.data.target.size = (32, 64)

@@ -12,7 +12,7 @@ def get_config():
     config.clips_per_device = 1
     config.evaluate.update(dict(every=3, clips_per_device=1))
     config.checkpoint.update(dict(every=2, keep=3))  # an older one is there, also where the last is not yet
-    config.compare_with = ("source_only",)
+    config.method, config.compare_with = "stpl", ("source_only",)
     config.rows.source_only.clips_per_device = 1
     config.report.update(dict(frames=1, analysis=True))
     config.analysis.update(dict(clips=2, pixels=8, neighbours=(1, 2, 5), tsne_pixels=4, frames=1))
