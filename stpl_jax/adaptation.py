@@ -1,12 +1,17 @@
 """Adapting from Python: a checkpoint, or someone's own network, and a folder of videos in; an adapted model out."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
+import jax
+from ml_collections import ConfigDict
+
 from configs import own_video
+from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from stpl_jax import checkpoint, modes, predict, settings, source_settings
@@ -55,17 +60,19 @@ def adapt(
       UserError: something that the caller can mend; the message says what and how.
     """
     folder = Path(tempfile.mkdtemp()) if workdir is None else expand(workdir)
+    network = model if isinstance(model, Network) else None
     try:
         with contextlib.ExitStack() as stack:
-            if isinstance(model, Network):
-                stack.enter_context(_entered(model))
-                model = _save(model, variables, classes, size, folder, progress)
+            if network is not None:
+                network, variables = _whole(network, variables, classes, size)
+                stack.enter_context(_entered(network))
+                model = _save(variables, classes, size, folder)
             elif variables is not None or classes is not None:
                 raise UserError("variables and classes belong to a Network; a checkpoint has its own.")
             config = _config(model, videos, method, steps, size, changes or {})
             stack.enter_context(run_lock(folder, progress))
             modes.adapt(config, folder, progress)
-            return predict.load(folder, method)
+            return predict.load(folder, method, network)
     finally:
         if workdir is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,22 +106,30 @@ def _entered(network):
         del NETWORKS[OWN]
 
 
-def _save(network, variables, classes, size, folder, progress):
-    """Writes an own network's weights as a source model; returns its path."""
+def _whole(network, variables, classes, size):
+    """Checks what is given beside a network; returns it with these weights as its first ones, and all of these."""
     given = {"variables": variables, "classes": classes, "size": size}
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise UserError(f"A Network needs {', '.join(missing)}, too: adapt(network, videos, variables=..., ...).")
     if len(classes) != network.num_classes:
+        raise UserError(f"classes: expected {network.num_classes} names (Network.num_classes), found {len(classes)}.")
+    variables = {"batch_stats": {}} | dict(variables)
+    if network.running_statistics and not jax.tree.leaves(variables["batch_stats"]):
         raise UserError(
-            f"classes: expected {network.num_classes} names, as Network.num_classes has it, found {len(classes)}."
+            "variables has no batch_stats. A network without them says so: Network(running_statistics=False)."
         )
-    path, variables = folder / OWN_WEIGHTS, {"batch_stats": {}} | dict(variables)
-    if not (path / "checkpoints").is_dir():
+    return dataclasses.replace(network, initial=lambda key: variables), variables
+
+
+def _save(variables, classes, size, folder):
+    """Writes an own network's weights as a source model, unless an earlier call has; returns its path."""
+    path = folder / OWN_WEIGHTS
+    if not (path / run_folder.CHECKPOINTS).is_dir():
         config = own_video.get_config()
         config.data.target.size = tuple(size)
         with config.unlocked():
-            config.model = {"name": OWN}
+            config.model = ConfigDict({"name": OWN})
         meta = CheckpointMeta(
             config=json.loads(config.to_json_best_effort()),
             classes=tuple(classes),
@@ -123,5 +138,4 @@ def _save(network, variables, classes, size, folder, progress):
             versions=checkpoint.versions(),
         )
         checkpoint.save_model(path, variables, meta)
-    progress(f"adapt  the network's own weights are in {path}")
     return path

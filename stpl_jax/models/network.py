@@ -48,13 +48,13 @@ class Network:
 
     Attributes:
       num_classes: K. An output that means "no class" (void) is none of them: `main_classifier` leaves it out.
-      initial: random key -> `variables`.
       normalise: (RGB images `[..., 3]` of 0-255, dtype) -> what `backbone` takes, `[..., 3]`.
       backbone: (variables, images `[G, B, H, W, 3]`, batch_statistics, averaged) -> (`PerClassifier` of features
         `[G, B, h, w, C]`, `batch_stats` afterwards). With `batch_statistics` each of the G groups is normalised by its
         own statistics, and the first `averaged` of them enter the running ones, in order; otherwise the running ones
         normalise, and stay. See `group_by_group` for a network that knows no groups.
       main_classifier: (params, main features `[B, h, w, C]`) -> scores `[B, h', w', K]`, before softmax.
+      initial: random key -> `variables`; None where the weights are given.
       auxiliary_classifier: likewise from auxiliary features, on the grid of the main scores; None: there is none.
       fusion: (params, scores of the current frame, scores of the earlier frame warped to it), both `[B, h', w', K]`,
         -> fused scores; None: the current frame's scores count.
@@ -67,11 +67,11 @@ class Network:
     """
 
     num_classes: int
-    initial: Callable
     normalise: Callable
     backbone: Callable
     main_classifier: Callable
     groups: Mapping[str, str]
+    initial: Callable | None = None
     auxiliary_classifier: Callable | None = None
     fusion: Callable | None = None
     running_statistics: bool = True
@@ -81,7 +81,7 @@ class Network:
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
-        unknown = set(self.groups) - set(GROUPS)
+        unknown = set(self.groups) - {*GROUPS, "classifiers"}
         if unknown:
             raise ValueError(f"Network.groups: expected names among {', '.join(GROUPS)}, found {sorted(unknown)}.")
         classifiers = [self.groups[n] for n in ("auxiliary_classifier", "main_classifier") if n in self.groups]
