@@ -116,9 +116,7 @@ def _whole(network, variables, classes, size):
         raise UserError(f"classes: expected {network.num_classes} names (Network.num_classes), found {len(classes)}.")
     variables = {"batch_stats": {}} | dict(variables)
     if network.running_statistics and not jax.tree.leaves(variables["batch_stats"]):
-        raise UserError(
-            "variables has no batch_stats. A network without them says so: Network(running_statistics=False)."
-        )
+        raise UserError("variables has no batch_stats: a network without any has Network(running_statistics=False).")
     return dataclasses.replace(network, initial=lambda key: variables), variables
 
 
