@@ -11,6 +11,7 @@ from tiny_run import tiny_run_config
 
 from stpl_jax import checkpoint, modes, starting_point
 from stpl_jax import checkpoint_places as places
+from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.stopping import Stopped
 from stpl_jax.train import train
@@ -138,12 +139,14 @@ def other_batch(before, devices_before=2, **now):
     stored = {"clips_per_device": 1, "optim": {"accumulate": 1}}
     config.clips_per_device, config.optim.accumulate = now.get("clips", 1), now.get("accumulate", 1)
     clips = config.clips_per_device * config.optim.accumulate * jax.device_count()
-    return starting_point.other_batch(config, {"clips_per_step": before, "config": stored}, clips)
+    return starting_point.other_batch(config, CheckpointMeta(clips_per_step=before, config=stored), clips)
 
 
 def test_going_on_with_other_devices_says_that_the_batch_is_another():
     assert other_batch(before=8) is None
-    assert starting_point.other_batch(tiny_run_config(), {"config": {}}, 8) is None, "not known: an older checkpoint"
+    assert starting_point.other_batch(tiny_run_config(), CheckpointMeta(config={}), 8) is None, (
+        "not known: an older checkpoint"
+    )
     line = other_batch(before=16)
     assert "8 clips a step on 8 devices, and 16 before on 16" in line and "--config.optim.accumulate=2 keeps it" in line
     assert other_batch(before=16, accumulate=2) is None
