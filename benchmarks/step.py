@@ -30,10 +30,9 @@ import numpy as np
 import torch
 
 from benchmarks import measure, performance, step_stages
-from benchmarks.step_forms import OURS, build, first_state, measure_memory, needed_flop
+from benchmarks.step_forms import NUM_CLASSES, OURS, build, first_state, measure_memory, needed_flop
 from benchmarks.torch_step import FORMS
 from configs import synthetic, viper
-from input_pipeline.labels import CLASSES
 from stpl_jax import parallel
 from stpl_jax.models.resnet import REMAT
 
@@ -183,7 +182,7 @@ def main():
         return
 
     names = [OURS, *(options.forms or COMPETE[kind])]
-    flop = needed_flop(config, len(CLASSES[config.data.classes]))
+    flop = needed_flop(config, NUM_CLASSES)
     rates = step_stages.device_rates(device, config.model.dtype, options.rounds, *RATES[kind])
     content = {
         "machine": measure.machine(),

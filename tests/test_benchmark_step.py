@@ -76,7 +76,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from benchmarks import step
 for module in (step.viper, step.synthetic):
-    module.get_config()
+    assert module.get_config().data.classes == "viper", "of 15 classes"
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -130,7 +130,8 @@ def test_two_steps_as_ours(reading, small_config, small_variables, to_float64, x
         for name, one in theirs.items():
             loss = one(as_tensors(clips))
             assert float(loss) > 1, "the clips have several classes"
-            np.testing.assert_allclose(float(loss), float(metrics["loss/network"][0]), rtol=1e-10, err_msg=name)
+            # Our learning rate is a float32.
+            np.testing.assert_allclose(float(loss), float(metrics["loss/network"][0]), rtol=1e-9, err_msg=name)
     expected = TorchStep(config, CLASSES, Form(), "cpu", torch.float64).network
     load(expected, jax.tree.map(lambda x: x[0], state))
     for form, one in theirs.items():
@@ -178,10 +179,10 @@ def test_best_is_near_plain_and_compiles_once(form, count, small_config, monkeyp
     assert (len(outputs[plain]), len(outputs[best])) == (4, 1 if best.form.batched else 4)
     assert all(x.dtype == torch.bfloat16 for x in outputs[best])
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in outputs[best])
-    # Each number is rounded to 8 bits, 14 layers deep. The loss says less: rounding moves pixels across the cut.
+    # Each number is rounded to 8 bits, seven layers deep. The loss says less: rounding moves pixels across the cut.
     expected, found = (torch.cat(outputs[one]).double() for one in (plain, best))
     error = ((found - expected).norm() / expected.norm()).item()
-    assert 1e-4 < error < 0.05  # 0.024 to 0.030 by the weights' seed
+    assert 1e-4 < error < 0.03  # 0.011 to 0.013 by the weights' seed
     for batch in batches[1:]:
         best(batch)
     assert len(graphs) == count, "features, for the running averages' sake twice frame by frame; head; jitter"
@@ -252,10 +253,10 @@ def test_draws_follow_the_settings(small_config):
 
 
 @pytest.mark.parametrize("block", [1024, 40], ids=["one block", "nine blocks"])
-def test_our_step_does_what_pytorch_counts(block, small_config, small_segmenter, small_variables):
-    config = make_case(small_config, "paper")
+def test_our_step_does_what_pytorch_counts(block, tiny_config, tiny_segmenter, tiny_variables):
+    config = make_case(tiny_config, "paper")
     config.methods.stpl.contrast.block = block
-    method, optimisers, state = first_state(config, small_segmenter, small_variables)
+    method, optimisers, state = first_state(config, tiny_segmenter, tiny_variables)
     batch = {"target": step_forms.make_clips(config, 1)}
     step = make_train_step(method, optimisers, 0)
     found = products_flop(jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 1)])(state, batch))
