@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline import video_decode
 from input_pipeline.errors import capped
 from input_pipeline.files import expand
+from input_pipeline.frame_names import split_into_videos
 from input_pipeline.images import IMAGE_SUFFIXES, read_image
-from stpl_jax import video_decode
-from stpl_jax.frame_names import split_into_videos
-from stpl_jax.video_packets import Losses, SourceError
+from input_pipeline.video_packets import Losses, SourceError
 
 # Pictures that a person would expect to be read, and that are not.
 _OTHER_PICTURES = {".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".pgm", ".pnm", ".ppm", ".tga"}
