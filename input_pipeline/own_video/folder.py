@@ -94,7 +94,7 @@ class LeftOut:
         ]
 
 
-def look(folder, left_out, exclude=()):
+def look(folder, left_out, run_folder=None):
     """Lists the video files and the folders of frames below a folder; opens none of them.
 
     Symbolic links are followed, each folder and each video file is taken once. A folder `labels` beside a folder
@@ -103,7 +103,7 @@ def look(folder, left_out, exclude=()):
     Args:
       folder: `Path`.
       left_out: `LeftOut` to add to.
-      exclude: folders that are not looked into, such as the run's own.
+      run_folder: the run's own folder, which is not looked into; or None.
 
     Returns:
       List of `Found`, in natural order of their names.
@@ -114,15 +114,15 @@ def look(folder, left_out, exclude=()):
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing of that name"
         raise UserError(f"{folder}: expected a folder of videos and frames, found {found}.")
-    exclude = {path.resolve() for path in exclude}
-    if folder.resolve() in exclude:
+    own = run_folder and Path(run_folder).resolve()
+    if folder.resolve() == own:
         raise UserError(f"{folder} is the run's own folder: expected the videos in another one than --workdir.")
     seen, found = {}, []
-    _list(folder, "", seen, exclude, left_out, found)
+    _list(folder, "", seen, own, left_out, found)
     return natsorted(found, key=lambda one: one.name)
 
 
-def _list(folder, name, seen, exclude, left_out, found):
+def _list(folder, name, seen, own, left_out, found):
     try:
         entries = natsorted(os.listdir(folder))
     except OSError as error:
@@ -137,14 +137,14 @@ def _list(folder, name, seen, exclude, left_out, found):
         if entry.startswith("."):
             left_out.add("hidden", below)
         elif os.path.isdir(path):  # of what cannot be asked, False
-            if path.resolve() in exclude:
+            if path.resolve() == own:
                 left_out.add("the run's own folder", below)
             elif _identity(path) in seen:
                 left_out.add(f"the same folder as {seen[_identity(path)]}", below)
             elif entry.lower() == "labels" and "frames" in map(str.lower, entries):
                 left_out.add("labels", below)
             else:
-                _list(path, below, seen, exclude, left_out, found)
+                _list(path, below, seen, own, left_out, found)
         elif not is_picture(path) and path.suffix.lower() not in VIDEO_SUFFIXES:
             left_out.add("neither a video nor an image", below)
         elif not os.path.isfile(path):

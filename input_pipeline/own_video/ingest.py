@@ -62,7 +62,7 @@ class IngestedVideo:
     lines: tuple[str, ...]
 
 
-def ingest(folder, into, settings, progress=print, exclude=(), threads=None):
+def ingest(folder, into, settings, progress=print, threads=None):
     """Scans a folder of videos and frames, chooses clips, and keeps their frames; a second call uses what is there.
 
     Kept frames are used as they are as long as the files in the folder are those that they were made from, by name,
@@ -71,10 +71,9 @@ def ingest(folder, into, settings, progress=print, exclude=(), threads=None):
 
     Args:
       folder: of videos and frames, nested and mixed.
-      into: folder to write, such as `<workdir>/own_video`.
+      into: folder to write, `<workdir>/own_video`; the workdir is not looked into where it lies in `folder`.
       settings: `IngestSettings`.
       progress: called with lines of text.
-      exclude: folders below that are not looked into, such as the run's own.
       threads: videos and folders that are read at a time; None takes the number of cores.
 
     Returns:
@@ -85,12 +84,12 @@ def ingest(folder, into, settings, progress=print, exclude=(), threads=None):
     """
     folder, into, threads = Path(folder), Path(into), threads or os.cpu_count()
     with turn_to_write(into, lambda: progress(f"own_video: waiting for another process that writes {into}")):
-        stored = _usable(folder, into, settings, exclude, progress)
+        stored = _usable(folder, into, settings, progress)
         if stored is None:
             with whole_folder(into) as unfinished:
-                before = _files(folder, exclude)
-                stored = _make(folder, unfinished, settings, progress, exclude, threads)
-                if _files(folder, exclude) != before:
+                before = _files(folder, into.parent)
+                stored = _make(folder, unfinished, settings, progress, into.parent, threads)
+                if _files(folder, into.parent) != before:
                     raise UserError(f"{folder}: files changed while they were read. Start again when they do not.")
                 write_atomically(unfinished / MANIFEST, json.dumps(stored | {"made_from": before}))
                 # What was there is made from something else; `_usable` has looked at what it is.
@@ -109,16 +108,16 @@ def _as_stored(settings):
     return json.loads(json.dumps(dataclasses.asdict(settings))) | {"version": _VERSION}
 
 
-def _files(folder, exclude):
+def _files(folder, run_folder):
     """{name: [bytes, time]} of all videos and frames below a folder."""
     paths = {}
-    for found in look(folder, LeftOut(), exclude):
+    for found in look(folder, LeftOut(), run_folder):
         paths |= {f"{found.name}/{file.name}": file for file in found.files} or {found.name: found.path}
     entries = raw_files.sizes_and_times(paths)
     return {name: list(entry) for name, entry in entries.items() if entry}
 
 
-def _usable(folder, into, settings, exclude, progress):
+def _usable(folder, into, settings, progress):
     """The manifest of kept frames that are used as they are, or None."""
     stored = read_manifest(into) if into.is_dir() else None
     if stored is None:
@@ -131,7 +130,7 @@ def _usable(folder, into, settings, exclude, progress):
     elif gone := [name for name, size in stored["frames"].items() if _bytes_of(into / name) != size]:
         why = [f"and {len(gone)} of them are not as they were written, {gone[0]} the first"]
     elif folder.is_dir():
-        found = raw_files.differences(stored["made_from"], _files(folder, exclude))
+        found = raw_files.differences(stored["made_from"], _files(folder, into.parent))
         changed = sorted(found.resized + found.touched)
         if changed or found.added or found.removed:
             names = {"changed": changed, "added": found.added, "removed": found.removed}
@@ -151,9 +150,9 @@ def _bytes_of(path):
     return path.stat().st_size if path.is_file() else None
 
 
-def _make(folder, unfinished, settings, progress, exclude, threads):
+def _make(folder, unfinished, settings, progress, run_folder, threads):
     """Scans, chooses and writes frames; returns the manifest without `made_from`."""
-    stretches, left_out = scan(folder, progress, settings.frames_per_second, exclude, threads)
+    stretches, left_out = scan(folder, progress, settings.frames_per_second, run_folder, threads)
     lines = [stretch.line() for stretch in stretches] + left_out
     for line in lines:
         progress(f"own_video: {line}")

@@ -1,5 +1,7 @@
 """Writes the frames of the chosen clips, and of the film, as images of one size."""
 
+import collections
+import threading
 from pathlib import Path
 
 from PIL import Image
@@ -48,16 +50,20 @@ def keep(stretches, wanted, size, folder, progress, threads):
     Raises:
       UserError: a frame is not there any more.
     """
-    counter = Progress(progress, "own_video: keeping frames", sum(map(len, wanted.values())))
+    counter, lock = Progress(progress, "own_video: keeping frames", sum(map(len, wanted.values()))), threading.Lock()
 
     def write(i):
         missing = dict(wanted[i])
         for shown in stretches[i].found.read(Losses()):
-            for name in missing.pop(shown.number, ()):
+            names = missing.pop(shown.number, ())
+            for name in names:
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Little of a camera's noise can be compressed, and much time be spent on it.
                 fit(shown.pixels, size).save(path, compress_level=1)
+            if names:
+                with lock:
+                    counter.step()
             if not missing:
                 break
         if missing:
@@ -65,8 +71,5 @@ def keep(stretches, wanted, size, folder, progress, threads):
                 f"{stretches[i].found.path}: {len(missing)} frames that were there during the scan are not there any "
                 "more. Start again once the files stay as they are."
             )
-        return len(wanted[i])
 
-    for count in ordered_map(write, wanted, threads):
-        for _ in range(count):
-            counter.step()
+    collections.deque(ordered_map(write, wanted, threads), maxlen=0)

@@ -65,17 +65,19 @@ class Stretch:
         cuts = len(set(self.shots.tolist())) - 1
         kind = f"{self.seconds:.1f} s, {self.rate:.3g} frames/s" if self.found.is_video else "a folder of frames"
         size = f"{self.size[0]}x{self.size[1]}"
-        return f"{self.found.name}: {self.frames} frames, {kind}, {size}, {len(self.numbers)} usable, {cuts} cuts"
+        return (
+            f"{self.found.name}: {self.frames} frames, {kind}, {size}, {len(self.numbers)} usable, {cuts} cuts or gaps"
+        )
 
 
-def scan(folder, progress=print, rate=None, exclude=(), threads=1):
+def scan(folder, progress=print, rate=None, run_folder=None, threads=1):
     """Reads all videos and frames below a folder once.
 
     Args:
       folder: `Path`.
       progress: called with lines of text.
       rate: frames per second that folders of frames are taken to be recorded at; None: ten.
-      exclude: as `folder.look` takes it.
+      run_folder: as `folder.look` takes it.
       threads: videos and folders that are read at a time.
 
     Returns:
@@ -85,7 +87,7 @@ def scan(folder, progress=print, rate=None, exclude=(), threads=1):
       UserError: nothing usable is there; lists everything that was found and what is wrong with it.
     """
     left_out = LeftOut()
-    found = look(Path(folder), left_out, exclude)
+    found = look(Path(folder), left_out, run_folder)
     ticker = _Ticker(progress, len(found))
     read = ordered_map(lambda one: _read(one, rate or NOMINAL_RATE, ticker), found, threads)
     stretches, lines, seen = [], [], {}
@@ -188,7 +190,7 @@ def _without_unusable(found, track, nominal_rate, seen):
         size=track.sizes.most_common(1)[0][0],
         frames=len(numbers),
         seconds=track.end,
-        rate=1 / float(np.median(steps)) if len(steps) else nominal_rate,
+        rate=float(f"{1 / np.median(steps):.6g}") if len(steps) else nominal_rate,
         numbers=numbers[usable],
         times=times[usable],
         shots=shot[usable],

@@ -22,7 +22,7 @@ _FOG = 30
 # A frame of less contrast is black or of one colour.
 _BLANK = 3
 # Grey levels, at most and on average, that a repeated frame differs by once it was compressed.
-_STILL_MOST, _STILL_MEAN = 4, 0.5
+_STILL_MOST, _STILL_MEAN = 6, 1.0
 
 
 def reduce(frame):
