@@ -55,6 +55,11 @@ def get_config():
         dict(
             name="cityscapes_seq",
             raw_dir=placeholder(str),
+            # Of own_video: frames per second within a clip (as recorded, at most 30, if not set); most clips to adapt
+            # on; and the share of each video, at its end, that is held out.
+            frames_per_second=placeholder(float),
+            max_clips=1000,
+            held_out=0.2,
             train_split="train",
             val_split="val",
             size=(512, 1024),

@@ -18,16 +18,16 @@ from input_pipeline import optical_flow
 from input_pipeline.errors import Incomplete, UserError, capped
 from input_pipeline.files import expand
 from input_pipeline.flow_files import resize_flow as resize_flow_on_host
+from input_pipeline.frames import open_source
 from input_pipeline.labels import colour_table
+from input_pipeline.video_packets import Losses
 from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
-from stpl_jax.frames import open_source
 from stpl_jax.models import make_segmenter
 from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.resize import argmax_resized, resize_flow
 from stpl_jax.result_folder import CLASSES_FOLDER, OVERLAY_VIDEO, OVERLAYS_FOLDER
 from stpl_jax.run_lock import run_lock
 from stpl_jax.video import fit, overlay, video_writer, write_image
-from stpl_jax.video_packets import Losses
 
 _SECONDS_BETWEEN_LINES = 2.0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import read_json, write_atomically
-from stpl_jax.video_packets import SourceError
+from input_pipeline.video_packets import SourceError
 
 CLASSES_FOLDER = "classes"
 OVERLAYS_FOLDER = "overlays"

@@ -102,7 +102,7 @@ def breaches(folder, allowed=None, forbidden=()):
                 "stpl_jax.checkpoint",
                 "stpl_jax.checkpoint_digests",
                 "stpl_jax.checkpoint_reading",
-                "stpl_jax.frames",
+                "input_pipeline.frames",
                 "stpl_jax.metrics",
                 "stpl_jax.model_choice",
                 "stpl_jax.predict",

@@ -1,5 +1,5 @@
+from input_pipeline.video_packets import Losses
 from stpl_jax import loss_lines
-from stpl_jax.video_packets import Losses
 
 
 def test_losses_in_words():

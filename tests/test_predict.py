@@ -14,13 +14,13 @@ import stpl_jax
 from input_pipeline.errors import Incomplete, UserError
 from input_pipeline.labels import CLASSES, colour_table
 from input_pipeline.optical_flow import dis_flow
+from input_pipeline.video_packets import SourceError
 from stpl_jax import checkpoint, predict
 from stpl_jax.checkpoint import CheckpointMeta
 from stpl_jax.models.accel import Accel
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
 from stpl_jax.ops.warp import warp
 from stpl_jax.run_lock import run_lock
-from stpl_jax.video_packets import SourceError
 
 TRAIN_SIZE = (32, 64)
 SIZE = (48, 80)

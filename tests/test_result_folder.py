@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.errors import UserError
+from input_pipeline.frames import FrameSource
+from input_pipeline.video_packets import SourceError
 from stpl_jax import result_folder
-from stpl_jax.frames import FrameSource
-from stpl_jax.video_packets import SourceError
 
 VIDEO = FrameSource(Path("/data/v.mp4"), (4, 4), None, Fraction(10))
 

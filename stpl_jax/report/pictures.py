@@ -12,9 +12,9 @@ from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.flow_files import to_pixels
+from input_pipeline.frames import open_source
 from input_pipeline.labels import colour_table, model_classes
 from stpl_jax import checkpoint, predict
-from stpl_jax.frames import open_source
 from stpl_jax.model_choice import row_model
 from stpl_jax.validation import scored_parts
 from stpl_jax.video import side_by_side, video_writer, write_image

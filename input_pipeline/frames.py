@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline import video_decode
 from input_pipeline.errors import capped
 from input_pipeline.files import expand
+from input_pipeline.frame_names import split_into_videos
 from input_pipeline.images import IMAGE_SUFFIXES, read_image
-from stpl_jax import video_decode
-from stpl_jax.frame_names import split_into_videos
-from stpl_jax.video_packets import Losses, SourceError
+from input_pipeline.video_packets import Losses, SourceError
 
 # Pictures that a person would expect to be read, and that are not.
 _OTHER_PICTURES = {".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".pgm", ".pnm", ".ppm", ".tga"}
@@ -90,7 +90,7 @@ class FrameSource:
     def _read_pictures(self):
         sizes = {}
         for video, file in self.files:
-            pixels = _read_picture(file)
+            pixels = read_picture(file)
             size = sizes.setdefault(video, pixels.shape[:2])
             if pixels.shape[:2] != size:
                 raise SourceError(_other_size(file, pixels.shape[:2], size))
@@ -132,8 +132,8 @@ def open_source(path, threads=None):
         raise SourceError(f"{path} is {_KINDS.get(stat.S_IFMT(kind), 'no file')}. {_READ_TWICE}")
     if not os.path.getsize(path):
         raise SourceError(f"{path}: the file is empty. Expected a video file or a folder of images.")
-    if _is_picture(path):
-        size = _read_picture(path).shape[:2]
+    if is_picture(path):
+        size = read_picture(path).shape[:2]
         return FrameSource(path, size, 1, None, ((0, path),), ("one picture, segmented by itself",))
     found = video_decode.look_at(path)
     return FrameSource(path, found.size, found.count, found.rate, notes=found.notes)
@@ -165,8 +165,8 @@ def _open_folder(path, threads):
         raise SourceError(f"{path}: the folder cannot be read ({error.strerror}).") from error
     folders = [entry for entry in entries if entry.is_dir()]
     files = [entry for entry in entries if not entry.is_dir()]
-    pictures = [file for file in files if _is_picture(file)]
-    other = [file.name for file in files if not _is_picture(file) and file.name.lower() not in _NO_WORD_ABOUT]
+    pictures = [file for file in files if is_picture(file)]
+    other = [file.name for file in files if not is_picture(file) and file.name.lower() not in _NO_WORD_ABOUT]
     with_pictures = [folder.name for folder in folders if _has_pictures(folder)]
     if not pictures:
         hint = f" Its sub-folders have: {_listed(with_pictures)}; name one of them." if with_pictures else ""
@@ -183,7 +183,7 @@ def _open_folder(path, threads):
 
     def size_or_error(item):
         try:
-            return _read_picture(item[1]).shape[:2]
+            return read_picture(item[1]).shape[:2]
         except SourceError as error:
             return str(error)
 
@@ -224,13 +224,14 @@ def _listed(names):
     return ", ".join(line.strip() for line in capped(names, 10))
 
 
-def _is_picture(file):
+def is_picture(file):
+    """Whether a file has the name of a picture that is read."""
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _has_pictures(folder):
     try:
-        return any(_is_picture(file) and file.is_file() for file in folder.iterdir())
+        return any(is_picture(file) and file.is_file() for file in folder.iterdir())
     except OSError:
         return False
 
@@ -242,7 +243,18 @@ def _other_size(file, found, expected):
     )
 
 
-def _read_picture(file):
+def read_picture(file):
+    """Reads one picture as a person sees it.
+
+    Args:
+      file: `Path`.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB.
+
+    Raises:
+      SourceError: it is not there, or cannot be decoded; names it.
+    """
     if not file.is_file():
         what = f"a link to {os.readlink(file)}, which is not there" if file.is_symlink() else "no ordinary file"
         raise SourceError(f"{file}: {what}. Expected an image.")

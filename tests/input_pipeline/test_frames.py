@@ -8,9 +8,9 @@ import raw_trees
 import video_files
 from PIL import Image
 
+from input_pipeline import frames
 from input_pipeline.errors import UserError
-from stpl_jax import frames
-from stpl_jax.video_packets import SourceError
+from input_pipeline.video_packets import SourceError
 
 SIZE = (33, 65)
 

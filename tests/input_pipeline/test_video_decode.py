@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import video_files
 
-from stpl_jax import video_decode
-from stpl_jax.video_decode import decode, look_at
-from stpl_jax.video_packets import Losses, SourceError
+from input_pipeline import video_decode
+from input_pipeline.video_decode import decode, look_at
+from input_pipeline.video_packets import Losses, SourceError
 
 SIZE, TICKS = video_files.SIZE, video_files.TICKS
 

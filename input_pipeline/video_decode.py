@@ -12,7 +12,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 
-from stpl_jax.video_packets import (
+from input_pipeline.video_packets import (
     DEFAULT_RATE,
     Losses,
     SourceError,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from stpl_jax.frame_names import split_into_videos
+from input_pipeline.frame_names import split_into_videos
 
 
 def split(names):

@@ -1,0 +1,207 @@
+"""From a folder of somebody's videos to the folder of kept frames that `datasets/own_video.py` lists."""
+
+import collections
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from input_pipeline import raw_files
+from input_pipeline.errors import UserError, capped
+from input_pipeline.files import write_atomically
+from input_pipeline.own_video import choose, keep
+from input_pipeline.own_video.folder import LeftOut, look
+from input_pipeline.own_video.manifest import FILM, FRAMES, MANIFEST, read_manifest
+from input_pipeline.own_video.scan import scan
+from input_pipeline.whole_folder import turn_to_write, whole_folder
+
+# Changes whenever the same folder and the same settings would give other kept frames.
+_VERSION = 1
+# What a file's name on disk had better not have.
+_NO_NAME = re.compile(r"[^-.\w]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestSettings:
+    """How clips are made.
+
+    Attributes:
+      size: (height, width) that the model was trained at.
+      fit: whether another size of as many pixels is taken where most of the material has another ratio of its sides.
+      frames_per_second, max_clips, held_out, length: as `choose.choose` takes them.
+    """
+
+    size: tuple[int, int]
+    fit: bool = True
+    frames_per_second: float | None = None
+    max_clips: int = 1000
+    held_out: float = 0.2
+    length: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestedVideo:
+    """The kept frames.
+
+    Attributes:
+      raw_dir: folder of the set `own_video`.
+      size: (height, width) of all its frames.
+      clips: {split: number of clips}.
+      film: folder of the frames, in the order of time, of one run that is held out.
+      film_rate: its frames per second.
+      lines: what was found, what is left out and why, what was chosen.
+    """
+
+    raw_dir: Path
+    size: tuple[int, int]
+    clips: dict[str, int]
+    film: Path
+    film_rate: float
+    lines: tuple[str, ...]
+
+
+def ingest(folder, into, settings, progress=print, threads=None):
+    """Scans a folder of videos and frames, chooses clips, and keeps their frames; a second call uses what is there.
+
+    Kept frames are used as they are as long as the files in the folder are those that they were made from, by name,
+    size and time, and the settings are the same; and where the folder is gone. Otherwise they are made anew. They take
+    their place when all of them are written.
+
+    Args:
+      folder: of videos and frames, nested and mixed.
+      into: folder to write, `<workdir>/own_video`; the workdir is not looked into where it lies in `folder`.
+      settings: `IngestSettings`.
+      progress: called with lines of text.
+      threads: videos and folders that are read at a time; None takes the number of cores.
+
+    Returns:
+      `IngestedVideo`.
+
+    Raises:
+      UserError: nothing usable is in the folder, or too little; files changed while they were read.
+    """
+    folder, into, threads = Path(folder), Path(into), threads or os.cpu_count()
+    with turn_to_write(into, lambda: progress(f"own_video: waiting for another process that writes {into}")):
+        stored = _usable(folder, into, settings, progress)
+        if stored is None:
+            with whole_folder(into) as unfinished:
+                before = _files(folder, into.parent)
+                stored = _make(folder, unfinished, settings, progress, into.parent, threads)
+                if _files(folder, into.parent) != before:
+                    raise UserError(f"{folder}: files changed while they were read. Start again when they do not.")
+                write_atomically(unfinished / MANIFEST, json.dumps(stored | {"made_from": before}))
+                # What was there is made from something else; `_usable` has looked at what it is.
+                shutil.rmtree(into, ignore_errors=True)
+    return IngestedVideo(
+        raw_dir=into,
+        size=tuple(stored["size"]),
+        clips={split: len(clips) for split, clips in stored["clips"].items()},
+        film=into / FILM,
+        film_rate=stored["film_rate"],
+        lines=tuple(stored["lines"]),
+    )
+
+
+def _as_stored(settings):
+    return json.loads(json.dumps(dataclasses.asdict(settings))) | {"version": _VERSION}
+
+
+def _files(folder, run_folder):
+    """{name: [bytes, time]} of all videos and frames below a folder."""
+    paths = {}
+    for found in look(folder, LeftOut(), run_folder):
+        paths |= {f"{found.name}/{file.name}": file for file in found.files} or {found.name: found.path}
+    entries = raw_files.sizes_and_times(paths)
+    return {name: list(entry) for name, entry in entries.items() if entry}
+
+
+def _usable(folder, into, settings, progress):
+    """The manifest of kept frames that are used as they are, or None."""
+    stored = read_manifest(into) if into.is_dir() else None
+    if stored is None:
+        if into.is_dir() and any(into.iterdir()):
+            raise UserError(f"{into}: expected a folder of kept frames or nothing, found other files. Remove them.")
+        return None
+    why = None
+    if stored["settings"] != _as_stored(settings):
+        why = ["with other settings"]
+    elif gone := [name for name, size in stored["frames"].items() if _bytes_of(into / name) != size]:
+        why = [f"and {len(gone)} of them are not as they were written, {gone[0]} the first"]
+    elif folder.is_dir():
+        found = raw_files.differences(stored["made_from"], _files(folder, into.parent))
+        changed = sorted(found.resized + found.touched)
+        if changed or found.added or found.removed:
+            names = {"changed": changed, "added": found.added, "removed": found.removed}
+            counts = ", ".join(f"{len(some)} {what}" for what, some in names.items())
+            told = [f"  {what}  {name}" for what, some in names.items() for name in some]
+            why = [f"from other files than {folder} holds now ({counts})", *capped(told, 10)]
+    if why:
+        progress(f"own_video: the frames in {into} were kept {why[0]}: they are made anew")
+        for line in why[1:]:
+            progress(line)
+        return None
+    progress(f"own_video: the frames kept in {into} are used" + ("" if folder.is_dir() else f"; {folder} is gone"))
+    return stored
+
+
+def _bytes_of(path):
+    return path.stat().st_size if path.is_file() else None
+
+
+def _make(folder, unfinished, settings, progress, run_folder, threads):
+    """Scans, chooses and writes frames; returns the manifest without `made_from`."""
+    stretches, left_out = scan(folder, progress, settings.frames_per_second, run_folder, threads)
+    lines = [stretch.line() for stretch in stretches] + left_out
+    for line in lines:
+        progress(f"own_video: {line}")
+    chosen = choose.choose(
+        stretches, settings.frames_per_second, settings.max_clips, settings.held_out, settings.length
+    )
+    size = choose.fitting_size(stretches, settings.size) if settings.fit else tuple(settings.size)
+    told = [*_size_lines(stretches, size, settings), *_clip_lines(stretches, chosen)]
+    for line in told:
+        progress(f"own_video: {line}")
+    folders = [f"{i:03d}_{_NO_NAME.sub('_', stretch.found.name)[:60]}" for i, stretch in enumerate(stretches)]
+    wanted = collections.defaultdict(lambda: collections.defaultdict(list))
+    clips = {"train": [], "val": []}
+    for split, found in (("train", chosen.train), ("val", chosen.val)):
+        for clip in found:
+            names = [f"{FRAMES}/{folders[clip.stretch]}/{number:06d}.png" for number in clip.numbers]
+            clips[split].append({"name": f"{folders[clip.stretch]}_{clip.numbers[0]:06d}", "frames": names})
+            for number, name in zip(clip.numbers, names, strict=True):
+                if name not in wanted[clip.stretch][number]:
+                    wanted[clip.stretch][number].append(name)
+    i, numbers = chosen.film
+    for k, number in enumerate(numbers):
+        wanted[i][number].append(f"{FILM}/{k:06d}.png")
+    keep.keep(stretches, wanted, size, unfinished, progress, threads)
+    names = sorted(name for of_frame in wanted.values() for found in of_frame.values() for name in found)
+    return {
+        "settings": _as_stored(settings),
+        "size": list(size),
+        "frames": {name: _bytes_of(unfinished / name) for name in names},
+        "clips": clips,
+        "film_rate": chosen.film_rate,
+        "lines": lines + told,
+    }
+
+
+def _size_lines(stretches, size, settings):
+    own = f"the model's {settings.size[0]}x{settings.size[1]}"
+    same = size == tuple(settings.size)
+    yield f"frames are brought to {size[0]}x{size[1]} (height x width), " + (
+        own if same else f"whose ratio of sides is theirs, with about as many pixels as {own}"
+    )
+    for stretch in stretches:
+        share = keep.cut_share(stretch.size, size)
+        if share > 0.02:
+            yield f"{stretch.found.name}: {share:.0%} of each frame is cut off at its edges, to keep its proportions"
+
+
+def _clip_lines(stretches, chosen):
+    yield f"{len(chosen.train)} clips to adapt on and {len(chosen.val)} held out for the report"
+    train, val = (collections.Counter(clip.stretch for clip in clips) for clips in (chosen.train, chosen.val))
+    lines = [f"  {s.found.name}: {train[i]} to adapt on, {val[i]} held out" for i, s in enumerate(stretches)]
+    yield from capped(lines, 50)

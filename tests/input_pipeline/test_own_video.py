@@ -1,0 +1,406 @@
+"""From a folder of somebody's videos to clips: what is found, what is left out, what is chosen and kept."""
+
+import gc
+import itertools
+import json
+import os
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+import raw_trees
+import video_files
+from PIL import Image
+
+from configs import base
+from input_pipeline import video_decode
+from input_pipeline.clips import read_clip
+from input_pipeline.domains import open_domain
+from input_pipeline.errors import UserError
+from input_pipeline.needs import DomainNeeds
+from input_pipeline.own_video import choose, scan
+from input_pipeline.own_video.folder import Found, LeftOut, look
+from input_pipeline.own_video.ingest import IngestSettings, ingest
+from input_pipeline.own_video.keep import fit
+from input_pipeline.own_video.manifest import read_manifest
+from input_pipeline.own_video.shots import is_cut, reduce
+from input_pipeline.prepare import prepare
+
+SIZE = video_files.SIZE
+LOSSLESS = dict(codec="ffv1", pixels="bgr0")
+
+
+def film(seed, count=12, size=SIZE):
+    """A random picture that moves to the right by two pixels a frame."""
+    wide = raw_trees.frame_pixels(seed, (size[0], size[1] + 2 * count))
+    return np.stack([wide[:, 2 * t : 2 * t + size[1]] for t in range(count)])
+
+
+def write_frames(folder, frames, name="{}.png", first=8, change=lambda image: image):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames, first):
+        change(Image.fromarray(frame)).save(folder / name.format(i))
+    return folder
+
+
+def silent(line):
+    del line
+
+
+def write_awkward(root, elsewhere):
+    """Thirty-odd things as they lie in people's folders; returns {what is usable: (usable frames, shots)}."""
+    a, b = root / "cam a", root / "küche"
+    a.mkdir(parents=True), b.mkdir()
+    write = video_files.write
+    # Videos.
+    write(a / "plain.mp4", film(1))
+    write(a / "turned.mov", film(2), change=lambda stream: stream.set_display_rotation(90))
+    write(a / "variable.mkv", film(3), times=[0, 100, 200, 300, 500, 600, 800, 900, 1000, 1100, 1200, 1300])
+    write(a / "two shots.MKV", [*film(4), *film(5)], **LOSSLESS)
+    write(a / "doubled.mkv", np.repeat(film(6), 2, axis=0), **LOSSLESS)
+    write(a / "starts black.mkv", [*np.zeros_like(film(7, 4)), *film(7)], **LOSSLESS)
+    video_files.cut(write(elsewhere / "whole.mkv", film(8), codec="mpeg4"), a / "cut off.mkv", 7)
+    video_files.spoil(write(elsewhere / "whole.mp4", film(9)), a / "damaged.mp4", [5])
+    write(b / "old.avi", film(10), codec="mpeg4")
+    write(b / "web.webm", film(11), codec="libvpx")
+    # Videos of which nothing is usable.
+    write(b / "one frame.mp4", film(12, 1))
+    write(b / "black.mp4", np.zeros_like(film(1)))
+    write(b / "still.mp4", np.repeat(film(13, 1), 12, axis=0), options={"crf": "5"})
+    shutil.copy(a / "plain.mp4", b / "copy of plain.mp4")
+    video_files.cut(elsewhere / "whole.mp4", b / "no index.mp4", 7)
+    (b / "a text.mp4").write_text("no video")
+    (b / "empty.mp4").touch()
+    (b / "link.mp4").symlink_to(a / "plain.mp4")
+    (b / "link to nothing.mp4").symlink_to("nothing.mp4")
+    os.mkfifo(b / "pipe.mp4")
+    # Folders of frames.
+    write_frames(root / "Bilder über alles", film(14), "Straße {}.PNG")
+    write_frames(root / "palette", film(15), "f{}.png", change=lambda image: image.quantize(64))
+    write_frames(root / "grey", film(16), "f{}.jpg", change=lambda image: image.convert("L"))
+    write_frames(root / "alpha", film(17), "f{}.webp", change=lambda image: image.convert("RGBA"))
+    write_frames(root / "sixteen bits", film(18), "f{}.tif", change=sixteen_bits)
+    broken = write_frames(root / "a broken one", film(19), "f{}.bmp") / "f12.bmp"
+    broken.write_bytes(broken.read_bytes()[:200])
+    write_frames(root / "sizes", film(20), "f{}.png")
+    for i, frame in enumerate(film(21, 4, (48, 64)), 20):
+        Image.fromarray(frame).save(root / "sizes" / f"f{i}.png")
+    (root / "links").mkdir()
+    for file in write_frames(elsewhere / "frames", film(22), "{}.png").iterdir():
+        (root / "links" / file.name).symlink_to(file)
+    write_frames(root / "labelled" / "frames", film(23))
+    write_frames(root / "labelled" / "labels", film(24))
+    # All else.
+    write_frames(root / "one picture", film(25, 1))
+    (root / "an empty folder").mkdir()
+    (root / "circle").symlink_to(root)
+    (root / "a.link").symlink_to("a.link")
+    for name in ("notes.txt", "Thumbs.db", ".hidden.mp4", "cam a/track.gpx"):
+        (root / name).write_text("x")
+    return {
+        "Bilder über alles": (12, 1),
+        "a broken one": (11, 2),
+        "alpha": (12, 1),
+        "cam a/cut off.mkv": (7, 1),
+        "cam a/damaged.mp4": (9, 2),
+        "cam a/doubled.mkv": (12, 1),
+        "cam a/plain.mp4": (12, 1),
+        "cam a/starts black.mkv": (12, 1),
+        "cam a/turned.mov": (12, 1),
+        "cam a/two shots.MKV": (24, 2),
+        "cam a/variable.mkv": (12, 1),
+        "grey": (12, 1),
+        "küche/old.avi": (12, 1),
+        "küche/web.webm": (12, 1),
+        "labelled/frames": (12, 1),
+        "links": (12, 1),
+        "palette": (12, 1),
+        "sixteen bits": (12, 1),
+        "sizes": (16, 2),
+    }
+
+
+def sixteen_bits(image):
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """(folder, expected, stretches, lines) of the awkward folder."""
+    folder, elsewhere = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("elsewhere")
+    expected = write_awkward(folder, elsewhere)
+    return folder, expected, *scan.scan(folder, silent, threads=2)
+
+
+def test_an_awkward_folder_gives_its_usable_frames_and_shots(awkward):
+    _, expected, stretches, lines = awkward
+    assert {s.found.name: (len(s.numbers), len(set(s.shots.tolist()))) for s in stretches} == expected, lines
+
+
+def test_an_awkward_folder_gives_one_list_of_what_is_left_out(awkward):
+    folder, _, _, lines = awkward
+    text = "\n".join(lines)
+    for line in (
+        "cam a/doubled.mkv: 12 of 24 frames left out, still: nothing moves since the frame before; the first at 0.1 s",
+        "cam a/starts black.mkv: 4 of 16 frames left out, black or of one colour; the first at 0.0 s",
+        "a broken one: 1 frames cannot be decoded",
+        "sizes: frames of 2 sizes: each change of size counts as a cut",
+        "left out: küche/one frame.mp4 has one frame only",
+        "left out: one picture has one frame only",
+        "left out: küche/black.mp4 has no two usable frames",
+        "left out: küche/still.mp4 has no two usable frames",
+        "left out: küche/copy of plain.mp4 has no two usable frames",
+        "küche/copy of plain.mp4: 12 of 12 frames left out, the same as frames before (cam a/plain.mp4); the first at",
+        "left out, the same file as cam a/plain.mp4: küche/link.mp4",
+        "left out, a link to nothing: küche/link to nothing.mp4",
+        "left out, no ordinary file: küche/pipe.mp4",
+        "left out, labels: labelled/labels",
+        "left out, hidden: .hidden.mp4",
+        "left out, neither a video nor an image: Thumbs.db, a.link, cam a/track.gpx, notes.txt",
+        "left out, the same folder as .: circle",
+    ):
+        assert line in text, text
+    for name in ("no index.mp4", "a text.mp4", "empty.mp4"):
+        assert f"left out: {folder}/küche/{name}: cannot be read as a video" in text
+    assert "f12.bmp: cannot be decoded" in text
+
+
+def test_clips_never_straddle_a_cut_a_gap_or_what_is_held_out(awkward):
+    _, _, stretches, _ = awkward
+    chosen = choose.choose(stretches)
+    for clip in chosen.train + chosen.val:
+        stretch = stretches[clip.stretch]
+        places = [stretch.numbers.tolist().index(number) for number in clip.numbers]
+        assert len(set(stretch.shots[places].tolist())) == 1
+        steps = -np.diff(stretch.times[places])
+        assert (steps > 0).all() and (steps <= 0.2 + 1e-9).all()
+    for i, stretch in enumerate(stretches):
+        at = dict(zip(stretch.numbers.tolist(), stretch.times, strict=True))
+        train, val = (
+            [at[n] for c in clips if c.stretch == i for n in c.numbers] for clips in (chosen.train, chosen.val)
+        )
+        if val:
+            assert train and min(val) - max(train) > 0.1 + 1e-9, stretch.found.name
+    # Each is there, but for what is shorter than a clip once a part is held out.
+    assert {clip.stretch for clip in chosen.train} == set(range(len(stretches)))
+    assert len({clip.stretch for clip in chosen.val}) >= len(stretches) - 2
+
+
+def test_kept_frames_are_prepared_as_a_set_without_labels(tmp_path):
+    frames = film(1, 20)
+    video_files.write(tmp_path / "videos.mkv", frames, **LOSSLESS)
+    (tmp_path / "my videos").mkdir()
+    (tmp_path / "videos.mkv").rename(tmp_path / "my videos" / "straße.mkv")
+    kept = ingest(tmp_path / "my videos", tmp_path / "run" / "own_video", IngestSettings(SIZE), silent)
+    assert kept.size == SIZE and kept.clips == {"train": 13, "val": 2}
+    config = base.get_config()
+    config.data.target.update(name="own_video", raw_dir=str(kept.raw_dir), size=kept.size)
+    train = open_domain(config, tmp_path / "run", "target", DomainNeeds(), silent)
+    assert len(train) == 13 and train[0]["name"].decode() == "000_straße.mkv_000001"
+    clip = read_clip(train, 4, (0, 1), ((0, 1),), False)
+    np.testing.assert_array_equal(clip["frames"], frames[[5, 4]])
+    # What is two pixels further left now was two pixels further right before.
+    np.testing.assert_allclose(np.median(clip["flow"][0], (0, 1)), [20, 0], atol=3)
+    spec = train.spec
+    val = prepare(
+        spec.__class__(**{**spec.__dict__, "split": "val", "offsets": (0, 1, 2), "flow_pairs": ((0, 1), (1, 2))}),
+        tmp_path / "run" / "data",
+        silent,
+    )
+    assert val.is_dir()
+    shown = [np.asarray(Image.open(file)) for file in sorted(kept.film.iterdir())]
+    np.testing.assert_array_equal(shown, frames[16:])
+    with pytest.raises(UserError, match="clips of train have 2 frames, and frames \\(0, 1, 2\\) are asked for"):
+        open_domain(config, tmp_path / "run", "target", DomainNeeds((0, 1, 2), ((0, 1),)), silent)
+
+
+def test_kept_frames_are_used_again_until_something_changes(tmp_path):
+    folder, into, told = tmp_path / "videos", tmp_path / "run" / "own_video", []
+    write_frames(folder / "a", film(1, 16))
+    first = ingest(folder, into, IngestSettings(SIZE), told.append)
+    stamp = (into / "manifest.json").stat().st_mtime_ns
+
+    def again(**settings):
+        told.clear()
+        found = ingest(folder, into, IngestSettings(SIZE, **settings), told.append)
+        nonlocal stamp
+        before, stamp = stamp, (into / "manifest.json").stat().st_mtime_ns
+        return found, stamp == before
+
+    assert again() == (first, True) and told == [f"own_video: the frames kept in {into} are used"]
+    video_files.write(folder / "new.mkv", film(2, 16), **LOSSLESS)
+    found, same = again()
+    assert not same and "(0 changed, 1 added, 0 removed)" in told[0] and told[1] == "  added  new.mkv"
+    assert found.clips["train"] > first.clips["train"]
+    assert not again(max_clips=4)[1] and "with other settings" in told[0]
+    next((into / "frames").rglob("*.png")).unlink()
+    assert not again(max_clips=4)[1] and "1 of them are not as they were written" in told[0]
+    shutil.rmtree(folder)
+    assert again(max_clips=4)[1] and told[0].endswith("is gone")
+    (into / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest.json: expected JSON"):
+        again()
+    (into / "manifest.json").unlink()
+    with pytest.raises(UserError, match="expected a folder of kept frames or nothing, found other files"):
+        again()
+
+
+def test_the_same_folder_gives_the_same_clips(tmp_path):
+    write_frames(tmp_path / "videos" / "a", film(1, 16))
+    for name in ("one", "two"):
+        ingest(tmp_path / "videos", tmp_path / name, IngestSettings(SIZE, max_clips=5), silent)
+    assert read_manifest(tmp_path / "one") == read_manifest(tmp_path / "two")
+    assert len(read_manifest(tmp_path / "one")["clips"]["train"]) == 5
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "an empty folder", "bad things", "the run's own folder"])
+def test_without_anything_usable_all_is_said_at_once(tmp_path, what):
+    folder, match = tmp_path / "videos", "nothing usable is in this folder"
+    if what == "nothing":
+        match = "expected a folder of videos and frames, found nothing of that name"
+    elif what == "a file":
+        folder.touch()
+        match = "expected a folder of videos and frames, found a file"
+    else:
+        folder.mkdir()
+    if what == "bad things":
+        (folder / "a.mp4").write_text("no video")
+        (folder / "b.txt").touch()
+        write_frames(folder / "c", film(1, 1))
+        match = r"nothing usable(.|\n)*left out: .*a.mp4: cannot be read(.|\n)*left out: c has one(.|\n)*image: b.txt"
+    if what == "the run's own folder":
+        match = "is the run's own folder"
+    with pytest.raises(UserError, match=match):
+        scan.scan(folder, silent, run_folder=folder if "own" in what else None)
+
+
+def test_what_is_too_short_is_said_with_what_there_is(tmp_path):
+    write_frames(tmp_path / "a", film(1, 5))
+    with pytest.raises(UserError, match=r"too short(.|\n)*  a: 5 frames, .*longest run without a cut or gap has 5"):
+        choose.choose(scan.scan(tmp_path, silent)[0])
+
+
+def test_folders_that_cannot_be_listed_and_the_run_are_left_out(tmp_path, monkeypatch):
+    for name in ("locked", "run", "a"):
+        write_frames(tmp_path / name, film(1, 2))
+    listdir = os.listdir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    left_out = LeftOut()
+    assert [one.name for one in look(tmp_path, left_out, tmp_path / "run")] == ["a"]
+    assert left_out.lines() == [
+        "left out, not readable (Permission denied): locked",
+        "left out, the run's own folder: run",
+    ]
+    with pytest.raises(UserError, match="cannot be read"):
+        look(tmp_path / "locked", left_out)
+
+
+def material(name="a.mp4", rate=10.0, count=100, shots=None, size=SIZE):
+    """A stretch without files."""
+    numbers = np.arange(count)
+    shots = np.zeros(count, int) if shots is None else np.array(shots)
+    return scan.Stretch(Found(name, name), size, count, count / rate, rate, numbers, numbers / rate, shots)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "step"), [(25.0, None, 1), (60.0, None, 2), (30.0, 10.0, 3), (24.0, 10.0, 2), (2.0, 10.0, 1)]
+)
+def test_clips_have_the_frame_rate_that_is_asked_for(recorded, asked, step):
+    chosen = choose.choose([material(rate=recorded)], asked)
+    assert {clip.numbers[0] - clip.numbers[1] for clip in chosen.train} == {step}
+    assert {a - b for clip in chosen.val for a, b in itertools.pairwise(clip.numbers)} == {step}
+
+
+def test_every_video_and_camera_has_its_share():
+    stretches = [material(f"one/{i}.mp4", count=200) for i in range(4)]
+    stretches += [material("two/x.mp4", count=400), material("three/short.mp4", count=20)]
+    chosen = choose.choose(stretches, max_clips=100)
+    counts = [sum(clip.stretch == i for clip in chosen.train) for i in range(6)]
+    # The short one gives what it has; cameras one and two share the rest, and the videos of one its part.
+    assert counts == [11, 11, 11, 11, 43, 13]
+    firsts = [clip.numbers[0] for clip in chosen.train if clip.stretch == 4]
+    assert firsts[0] == 1 and max(np.diff(firsts)) - min(np.diff(firsts)) <= 1
+    assert len(chosen.val) == 20
+    assert chosen.film[0] == 4 and len(chosen.film[1]) == 80
+
+
+def test_what_is_held_out_is_the_end_by_time():
+    chosen = choose.choose([material(count=1000)], max_clips=5000, held_out=0.3)
+    train, val = ([n for clip in clips for n in clip.numbers] for clips in (chosen.train, chosen.val))
+    assert (min(val), max(val)) == (700, 999)
+    assert (min(train), max(train)) == (0, 700 - 75 - 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(1080, 1920)], (544, 968)),
+        ([(540, 1080)], (512, 1024)),  # the model's own ratio
+        ([(541, 1081), (99, 33)], (512, 1024)),
+        ([(1920, 1080)], (968, 544)),
+        ([(33, 65), (63, 63), (63, 63)], (728, 728)),
+    ],
+)
+def test_the_size_has_the_ratio_of_most_frames(sizes, expected):
+    assert choose.fitting_size([material(size=size) for size in sizes], (512, 1024)) == expected
+
+
+def test_frames_are_cut_around_their_middle_and_keep_their_proportions():
+    frame = np.zeros((20, 60, 3), np.uint8)
+    frame[5:15, 25:35] = 255  # a square in the middle
+    fitted = np.asarray(fit(frame, (40, 40)))
+    assert fitted.shape == (40, 40, 3)
+    rows, columns = (np.flatnonzero(fitted[..., 0].max(axis) > 127) for axis in (1, 0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (10, 29, 10, 29)
+    np.testing.assert_array_equal(np.asarray(fit(frame, (20, 60))), frame)
+
+
+def test_pans_exposure_and_noise_are_no_cuts_and_other_streets_are():
+    random = np.random.default_rng(0)
+    for seed in range(12):
+        wide = raw_trees.frame_pixels(seed, (108, 240))
+        frame = wide[:, :192]
+        pan, later = wide[:, 24:216], np.clip(frame + random.normal(0, 6, frame.shape), 0, 255).astype(np.uint8)
+        brighter, darker = (np.clip(frame * gain, 0, 255).astype(np.uint8) for gain in (1.7, 0.4))
+        for other in (pan, later, brighter, darker, frame):
+            assert not is_cut(reduce(other), reduce(frame)), seed
+        # The same colours, and nearly the same histogram.
+        street = raw_trees.frame_pixels(seed + 1000, (108, 192))
+        assert is_cut(reduce(street), reduce(frame)) and is_cut(reduce(frame[:, ::-1]), reduce(frame)), seed
+        assert is_cut(reduce(frame[:80]), reduce(frame))
+
+
+def test_hours_of_video_keep_a_few_frames_alive(tmp_path, monkeypatch):
+    """Frames that are decoded are let go: at most two of them live, however many there are."""
+    alive, most = weakref.WeakSet(), []
+    wide = raw_trees.frame_pixels(0, (64, 96 + 200))
+
+    class Pixels(np.ndarray):
+        """An array that weak references can be made to."""
+
+        __hash__ = object.__hash__
+
+    def decode(path, losses):
+        del path, losses
+        for i in range(200):
+            pixels = np.ascontiguousarray(wide[:, i : i + 96]).view(Pixels)
+            alive.add(pixels)
+            most.append(len(alive))
+            yield video_decode.Shown(i, pixels, 0, i, 1)
+            del pixels
+
+    (tmp_path / "a.mp4").touch()
+    monkeypatch.setattr(video_decode, "decode", decode)
+    monkeypatch.setattr(video_decode, "look_at", lambda path: video_decode.Found((64, 96), 200, 10, ()))
+    gc.collect()
+    kept = ingest(tmp_path, tmp_path / "run" / "own_video", IngestSettings((32, 48), max_clips=20), silent)
+    assert len(most) >= 380 and max(most) <= 3
+    files = json.loads((kept.raw_dir / "manifest.json").read_text())["frames"]
+    assert kept.clips == {"train": 20, "val": 4} and len(files) <= 2 * 20 + 3 * 4 + 40
