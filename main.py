@@ -43,10 +43,10 @@ def run(config, workdir):
     """Sets up devices and hands over."""
     process_setup.before_imports(config)
     # Imported here: processes that this one starts for rendering and decoding read this file and need neither.
-    from stpl_jax import modes, processes, settings, source_settings
+    from stpl_jax import modes, processes, settings
     from stpl_jax.run_lock import run_lock
 
-    config = source_settings.complete(settings.expand_paths(config))
+    config = settings.expand_paths(config)
     settings.check(config)
     for flag, mode in (("input", "predict"), ("output", "predict"), ("row", "predict"), ("checkpoints", "analyse")):
         if FLAGS[flag].present and FLAGS.mode != mode:
@@ -65,6 +65,7 @@ def run(config, workdir):
     with contextlib.ExitStack() as stack:
         if FLAGS.mode != "predict":  # which writes elsewhere
             processes.from_first(lambda: stack.enter_context(run_lock(workdir, progress)))
+            config = modes.with_inputs(config, workdir, progress)
         if FLAGS.mode == "analyse":
             modes.analyse(config, workdir, FLAGS.checkpoints, progress)
         elif FLAGS.mode == "predict":

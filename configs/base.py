@@ -58,6 +58,7 @@ def get_config():
             # Of own_video: frames per second within a clip (as recorded, at most 30, if not set); most clips to adapt
             # on; and the share of each video, at its end, that is held out.
             frames_per_second=placeholder(float),
+            fit=True,  # of own_video: as many pixels as `size` has, in the ratio of sides that most of the material has
             max_clips=1000,
             held_out=0.2,
             train_split="train",

@@ -2,7 +2,8 @@
 
 config.json                 settings of the newest call
 lock                        who is at work in the folder
-world/  data/  flow/DOMAIN/ generated videos, prepared sets, estimated flow
+world/  own_video/          generated videos; frames that are kept of one's own
+data/  flow/DOMAIN/         prepared sets, estimated flow
 compilation_cache/          compiled programs
 ROW/checkpoints/STEP/       one row of the results table: its checkpoints,
 ROW/metrics.jsonl           its log,
@@ -16,6 +17,7 @@ from pathlib import Path
 CONFIG = "config.json"
 LOCK = "lock"
 WORLD = "world"
+OWN_VIDEO = "own_video"
 DATA = "data"
 FLOW = "flow"
 COMPILATION_CACHE = "compilation_cache"
@@ -46,6 +48,11 @@ def evaluation(workdir, row):
 def metrics(workdir, row):
     """Returns the file with what a row logged, a line of JSON a step."""
     return Path(workdir) / row / METRICS
+
+
+def own_video(workdir):
+    """Returns the folder of the frames that are kept of somebody's own videos."""
+    return Path(workdir) / OWN_VIDEO
 
 
 def flow(workdir, domain):

@@ -14,7 +14,7 @@ from configs import own_video
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
-from stpl_jax import checkpoint, modes, predict, settings, source_settings
+from stpl_jax import checkpoint, modes, predict, settings
 from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.models import NETWORKS
@@ -71,7 +71,7 @@ def adapt(
                 raise UserError("variables and classes belong to a Network; a checkpoint has its own.")
             config = _config(model, videos, method, steps, size, changes or {})
             stack.enter_context(run_lock(folder, progress))
-            modes.adapt(config, folder, progress)
+            modes.adapt(modes.with_inputs(config, folder, progress), folder, progress)
             return predict.load(folder, method, network)
     finally:
         if workdir is None:
@@ -91,7 +91,7 @@ def _config(model, videos, method, steps, size, changes):
             f"changes: there are no settings {', '.join(sorted(unknown))}. configs/base.py has all of them."
         )
     config.update_from_flattened_dict(changes)
-    config = source_settings.complete(settings.expand_paths(config))
+    config = settings.expand_paths(config)
     settings.check(config)
     return config
 

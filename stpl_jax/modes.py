@@ -9,7 +9,7 @@ from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, preflight, processes
+from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, preflight, processes, source_settings
 from stpl_jax import predict as prediction
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
@@ -20,9 +20,25 @@ from stpl_jax.report import analysis
 from stpl_jax.report import writing as report
 from stpl_jax.report.analysis_files import read_results
 from stpl_jax.rows import row_config, row_names
+from stpl_jax.settings import check as check_settings
 from stpl_jax.settings import check_same_run
 from stpl_jax.train import build_segmenter, train
 from stpl_jax.validation import Validation
+
+
+def with_inputs(config, workdir, progress=print):
+    """Fills in what comes from the source model and from one's own videos; of all modes but predict, the beginning.
+
+    Raises:
+      UserError: something in the settings, the checkpoint or the folder of videos that a person can mend.
+    """
+    if config.from_checkpoint:
+        config = source_settings.complete(config)
+        check_settings(config)
+    if config.data.target.name == "own_video":
+        frames = 1 + max(_needs(config, "target").offsets, default=1)
+        config = source_settings.with_own_video(config, workdir, frames, progress)
+    return config
 
 
 def auto(config, workdir, progress=print):

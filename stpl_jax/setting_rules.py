@@ -163,10 +163,12 @@ RULES = {
     "data.class_names": each(TEXT),
     "data.crop": each(whole(0), 2),
     "data.*.name": name_in(DATASETS),
+    "data.target.fit": FLAG,
     "data.target.frames_per_second": optional(RATE),
     "data.target.max_clips": COUNT,
     "data.target.held_out": number(above=0, high=0.5),
     "data.*_split": one_of("train", "val"),
+    "data.target.size": Rule("(height, width), or (0, 0) with from_checkpoint", lambda v: SIZE.holds(v) or v == (0, 0)),
     "data.*.size": SIZE,
     "data.*.offsets": OFFSETS,
     "data.*.flow_pairs": PAIRS,
@@ -262,7 +264,7 @@ def problems_together(config):
     smallest = ESTIMATORS[config.flow.estimator].smallest_side if config.flow.files != "read" else 1
     for domain in ("source", "target"):
         section = config.data[domain]
-        if min(section.size) < smallest:
+        if any(section.size) and min(section.size) < smallest:
             found.append(
                 f"config.data.{domain}.size: expected {smallest} pixels a side or more, which "
                 f"config.flow.estimator={config.flow.estimator} needs, found {tuple(section.size)}"
