@@ -12,7 +12,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from stpl_jax import command_line, process_setup
 
-MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "predict")
+MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "choose_frames", "predict")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: data, checkpoints, logs, report.")

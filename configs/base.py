@@ -329,6 +329,7 @@ def get_config():
             analysis=False,  # compare source_only and the adapted row as --mode=analyse does, and show that, too
         )
     )
+    config.label = ConfigDict(dict(count=20))  # held-out frames that --mode=choose_frames writes
     config.analysis = ConfigDict(  # of feature space, --mode=analyse
         dict(
             clips=100,  # validation clips, drawn at random, whose pixels are looked at

@@ -60,10 +60,9 @@ def domain_spec(config, domain, needs=None, workdir=""):
         )
     split = section.val_split if val else section.train_split
     setting = labels.setting_of(section.name, split, config.data.classes)
-    if setting is None and (val or (needs and needs.labels)):
+    if setting is None and needs and needs.labels:
         raise UserError(
-            f"{section.name} ({split}) has no labels, and {'a row is scored on' if val else 'training reads'} them: "
-            f"config.data.{key}.name names the set."
+            f"{section.name} ({split}) has no labels, and training reads them: config.data.{key}.name names the set."
         )
     if needs and needs.labels and setting != config.data.classes:
         raise UserError(

@@ -246,8 +246,8 @@ def check_crop(spec, crop, label):
         )
 
 
-def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=(0, 1), label=True):
-    """Iterates once over all clips, in order.
+def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=(0, 1), label=True, masks=None):
+    """Iterates once over all clips, or those that have masks, in order.
 
     Process i of n takes the clips i, i + n, …; every process gets the same number of batches, filled up by repeating
     the set's last clip.
@@ -259,7 +259,8 @@ def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=
       flow_pairs: pairs (a, b), P of them.
       num_threads: threads that read and decode; 0 reads in the caller's thread.
       shard: (index, count) of this process.
-      label: whether labels are wanted.
+      label: whether the set's labels are wanted.
+      masks: {index of a clip: `[HL, WL]` uint8}, labels that the set does not hold; None for all clips.
 
     Returns:
       An iterator over batches as in `train_batches`, with `label` `[B, HL, WL]` and `valid` `[B]` bool, False where a
@@ -271,12 +272,15 @@ def eval_batches(source, *, batch_size, offsets, flow_pairs, num_threads, shard=
     source.check(offsets, flow_pairs, label)
     _check_numbers(source, batch_size, shard, num_threads)
     index, count = shard
-    total = len(source)
+    chosen = range(len(source)) if masks is None else sorted(masks)
+    total = len(chosen)
     batches = -(-total // (batch_size * count))
     decoded = _Clips(source, offsets, flow_pairs, label)
 
     def read(position):
-        return {**decoded[min(position, total - 1)], "valid": np.bool_(position < total)}
+        i = chosen[min(position, total - 1)]
+        label = {} if masks is None else {"label": masks[i]}
+        return {**decoded[i], **label, "valid": np.bool_(position < total)}
 
     data = grain.MapDataset.range(batches * batch_size * count)[index::count].map(read)
     data = data.to_iter_dataset(_read_options(num_threads, 2 * num_threads)).batch(batch_size, batch_fn=_stack)

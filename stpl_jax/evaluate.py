@@ -38,14 +38,15 @@ class Evaluation:
         """Returns the scores as JSON-able values; a class that does not occur, or what was not measured, is null."""
         return {
             "miou": self.miou,
-            "iou": {name: _or_null(value) for name, value in self.iou.items()},
-            "temporal_consistency": _or_null(self.temporal_consistency),
-            "temporal_consistency_warped": _or_null(self.temporal_consistency_warped),
+            "iou": {name: or_null(value) for name, value in self.iou.items()},
+            "temporal_consistency": or_null(self.temporal_consistency),
+            "temporal_consistency_warped": or_null(self.temporal_consistency_warped),
             "confusion": self.confusion.tolist(),
         }
 
 
-def _or_null(value):
+def or_null(value):
+    """JSON has no NaN: what was not measured is null."""
     return None if np.isnan(value) else value
 
 
@@ -70,8 +71,8 @@ def segment_clips(segmenter, variables, frames, flow, flow_scale):
 
 
 def _counts(eval_step, model, batches, update):
-    parts = ("frames", "flow", "label", "valid", "index")
-    for batch in parallel.prefetch(parallel.split_over_devices({k: b[k] for k in parts}) for b in batches):
+    arrays = ({name: value for name, value in batch.items() if name != "name"} for batch in batches)
+    for batch in parallel.prefetch(map(parallel.split_over_devices, arrays)):
         yield eval_step(*model, batch)
         if update:
             model = update(batch)
@@ -85,6 +86,41 @@ def _one_behind(results):
         if len(waiting) > 1:
             yield parallel.unreplicate(waiting.popleft())
     yield from map(parallel.unreplicate, waiting)
+
+
+def count_over(step, model, batches, update=None):
+    """Counts over a set.
+
+    Args:
+      step: compiled for all devices, of `params`, `batch_stats` and a batch; returns summed counts on each device.
+      model, batches, update: as `evaluate` takes them.
+
+    Returns:
+      The counts of each batch, stacked: a tree of numpy arrays with a leading axis.
+
+    Raises:
+      ValueError: there are no clips.
+    """
+    counts = list(_one_behind(_counts(step, model, batches, update)))
+    if not counts:
+        raise ValueError("The validation set has no clips to score.")
+    return jax.tree.map(lambda *each: np.stack(each), *counts)
+
+
+def clip_consistency(classes, flow, flow_scale):
+    """Counts one clip's consistent pixels on the devices.
+
+    Args:
+      classes: class maps `[H, W]` of x_t and, unless clips have two frames only, of x_{t-1}.
+      flow: `[H', W', 2]` int16, x_t into x_{t-1}.
+      flow_scale: `config.flow.scale`.
+
+    Returns:
+      `ConsistencyCounts`, 0 for clips of two frames.
+    """
+    if len(classes) < 2:
+        return ConsistencyCounts(*[jnp.zeros((), jnp.int32)] * 4)
+    return consistency_counts(*classes[:2], flow_on_grid(flow, classes[0].shape, flow_scale))
 
 
 def make_eval_step(segmenter, flow_scale, groups=None, num_classes=None):
@@ -112,12 +148,9 @@ def make_eval_step(segmenter, flow_scale, groups=None, num_classes=None):
 
         def score_clip(clip):
             scores, flow, label, valid = clip
-            current, *earlier = (argmax_resized(x, size, groups=groups) for x in scores)
-            counts = confusion_matrix(label, current, num_classes or segmenter.num_classes)
-            if earlier:
-                consistency = consistency_counts(current, earlier[0], flow_on_grid(flow, size, flow_scale))
-            else:
-                consistency = ConsistencyCounts(*[jnp.zeros((), jnp.int32)] * 4)
+            classes = [argmax_resized(x, size, groups=groups) for x in scores]
+            counts = confusion_matrix(label, classes[0], num_classes or segmenter.num_classes)
+            consistency = clip_consistency(classes, flow, flow_scale)
             return jax.tree.map(lambda x: jnp.where(valid, x, 0), (counts, consistency))
 
         clips = (scores, batch["flow"][:, 0], batch["label"], batch["valid"])
@@ -145,14 +178,9 @@ def evaluate(eval_step, model, batches, classes, evaluated, update=None):
     Raises:
       ValueError: there are no clips.
     """
-    counts = list(_one_behind(_counts(eval_step, model, batches, update)))
-    if not counts:
-        raise ValueError("The validation set has no clips to score.")
-    confusions, consistency = zip(*counts, strict=True)
-    confusion = np.sum(confusions, 0, dtype=np.int64)
-    raw, warped = consistency_shares(
-        ConsistencyCounts(*(np.stack(column) for column in zip(*consistency, strict=True)))
-    )
+    confusions, consistency = count_over(eval_step, model, batches, update)
+    confusion = confusions.sum(0, dtype=np.int64)
+    raw, warped = consistency_shares(consistency)
     per_class = iou(confusion)
     return Evaluation(
         miou=mean_iou(confusion, evaluated),

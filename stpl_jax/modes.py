@@ -9,13 +9,22 @@ from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, preflight, processes, source_settings
+from stpl_jax import (
+    checkpoint,
+    flow_estimators,
+    flow_extraction,
+    model_choice,
+    preflight,
+    processes,
+    source_settings,
+    to_label,
+)
 from stpl_jax import predict as prediction
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.parallel import replicate
-from stpl_jax.records import RowScores, read_scores
+from stpl_jax.records import RowScores, in_words, read_scores
 from stpl_jax.report import analysis
 from stpl_jax.report import writing as report
 from stpl_jax.report.analysis_files import read_results
@@ -103,7 +112,7 @@ def evaluate(config, workdir, progress=print):
         source = stored.meta.source or "unknown" if own else str(stored.path)
         score = _score(settings, workdir, stored, progress)
         _record(settings, workdir, row, source, score, before)
-        progress(f"{row}  mIoU {score['miou']:.2f} at step {score['step']}")
+        progress(f"{row}  {in_words(score)} at step {score['step']}")
     for line in left_out:
         progress(f"evaluate  {line}")
     _report(config, workdir, progress)
@@ -124,6 +133,22 @@ def analyse(config, workdir, wanted=(), progress=print):
         analysis.analyse(config, workdir, analysis.find_checkpoints(config, workdir, wanted), progress)
         if any(run_folder.evaluation(workdir, row).is_file() for row in row_names(config)):
             report.write_report(config, workdir, progress)
+
+    processes.from_first(write)
+
+
+def choose_frames(config, workdir, progress=print):
+    """Writes the held-out frames that are worth labelling into the run's folder; see `to_label`.
+
+    Raises:
+      CheckpointError: there is no model to choose by.
+      UserError: the set has labels.
+    """
+    _estimate_flow(config, workdir, {"val": None}, progress)
+
+    def write():
+        rows, _ = model_choice.table_models(config, workdir)
+        to_label.write_frames(config, workdir, rows, progress)
 
     processes.from_first(write)
 
@@ -168,7 +193,7 @@ def run_row(config, workdir, row, progress=print):
         if before is None or before.source != str(stored.path):
             score = _score(settings, workdir, stored, progress)
             _record(settings, workdir, row, str(stored.path), score)
-            progress(f"{row}  mIoU {score['miou']:.2f}, from {stored.path}")
+            progress(f"{row}  {in_words(score)}, from {stored.path}")
         return
     if before is not None and row != SOURCE:
         model_choice.check_origin(config, row, before.source)
@@ -263,8 +288,9 @@ def _record(settings, workdir, row, source, score, before=None):
     """Writes a row's score down; what is known of its training from `before` stays."""
     best, seconds, data = score, None, None
     if before:
-        # The best of other clips is none of these.
-        best = before.best_on_validation if before.last.get("data") == score.get("data") else score
+        # The best of other clips, or by other labels, is none of these.
+        same = all(before.last.get(key) == score.get(key) for key in ("data", "labels"))
+        best = before.best_on_validation if same else score
         seconds, data = before.seconds_per_step, before.data
     if processes.is_first():
         config = json.loads(settings.to_json_best_effort())

@@ -19,7 +19,8 @@ class RowScores:
       row: its name.
       method: name of its method.
       source: where its first weights came from: a checkpoint's path, or `random`.
-      last: scores at the last step, `Evaluation.as_json()` and `step`.
+      last: scores at the last step and `step`: `Evaluation.as_json()`; of a set without labels
+        `Unlabelled.as_json()`, and once frames of it are labelled, `labelled` (how many) and what `Evaluation` adds.
       best_on_validation: the same of the best step.
       config: the row's configuration, JSON-able.
       seconds_per_step: median time of a step, or None where none was trained.
@@ -39,6 +40,30 @@ class RowScores:
         """Writes the record into the run's folder."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
         write_atomically(run_folder.evaluation(workdir, self.row), text)
+
+
+def in_words(scores):
+    """Says the main scores of a set: mIoU, or what there is without labels."""
+    found = [f"mIoU {scores['miou']:.2f}"] if scores["miou"] is not None else []
+    if "confidence" in scores:
+        steady = scores["temporal_consistency"]
+        found = [f"{found[0]} on {scores['labelled']} labelled frames"] if found else ["no labels"]
+        found += [f"temporal consistency {steady:.2f}"] if steady is not None else []
+        found += [f"confidence {scores['confidence']:.2f}"]
+    return ", ".join(found)
+
+
+def as_metrics(scores):
+    """Returns the main scores of a set, name -> value, as the log takes them."""
+    names = ("miou", "temporal_consistency", "confidence") if "confidence" in scores else ("miou",)
+    return {f"validation/{name}": scores[name] for name in names if scores[name] is not None}
+
+
+def better(best, new):
+    """Returns the scores with the higher mIoU; without labels the newer ones, since nothing says which are better."""
+    if best is None or best["miou"] is None or new["miou"] is None:
+        return new
+    return new if new["miou"] > best["miou"] else best
 
 
 def read_scores(workdir, row):

@@ -123,7 +123,11 @@ def _is_number(value):
 def _keep_until(path, start, steps):
     """Drops what a run that goes on from step `start` writes again: later steps, and the score after the last one."""
     entries, _ = read_log(path)
-    kept = [e for e in entries if e["step"] <= start and not (e["step"] == steps and "validation/miou" in e)]
+    kept = [
+        e
+        for e in entries
+        if e["step"] <= start and not (e["step"] == steps and any(name.startswith("validation/") for name in e))
+    ]
     if path.exists():
         write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 

@@ -133,7 +133,7 @@ RULES = {
     **_all(FLAG, "model.backbone.stem_pool", "optim.nesterov", "evaluate.online", "report.analysis"),
     **_all(FLAG, "methods.*.topk.per_class", "methods.*.augment.per_frame", "methods.hcl.restart_average"),
     **_all(FLAG, "methods.stpl.warp_keys", "methods.stpl.*_gradient"),
-    **_all(COUNT, "clips_per_device", "cpu_devices", "log_every", "evaluate.clips_per_device"),
+    **_all(COUNT, "clips_per_device", "cpu_devices", "log_every", "evaluate.clips_per_device", "label.count"),
     **_all(COUNT, "analysis.clips", "analysis.pixels", "analysis.tsne_pixels", "world.*_clips", "world.video_frames"),
     **_all(COUNT, "flow.batch", "model.backbone.expansion", "model.backbone.stem_width", "model.backbone.stem_kernel"),
     **_all(COUNT, "optim.steps", "optim.decay_steps", "optim.accumulate", "checkpoint.every", "checkpoint.keep"),

@@ -27,6 +27,7 @@ _FREE = (
     "compilation_cache",
     "checkpoint",
     "report",
+    "label",
     "analysis",
     "rows",
     "init_from",

@@ -13,7 +13,7 @@ from stpl_jax import checkpoint, parallel, processes
 from stpl_jax.methods import make_method
 from stpl_jax.models import make_segmenter
 from stpl_jax.optim import poly_schedule
-from stpl_jax.records import RowScores
+from stpl_jax.records import RowScores, as_metrics, better, in_words
 from stpl_jax.run_log import RunLog
 from stpl_jax.starting_point import starting_point
 from stpl_jax.step_results import StepResults
@@ -87,9 +87,9 @@ def train(config, workdir, row, init_from=None, progress=print):
                 # One process need not wait for what all agree to.
                 results.stop |= bool(stopping.seen) and jax.process_count() == 1
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
-                    best = _better(best, validation.score(state, step))
-                    log.write(step, {"validation/miou": validation.last["miou"]})
-                    progress(f"{row}  step {step}/{steps}  validation mIoU {validation.last['miou']:.2f}")
+                    best = better(best, validation.score(state, step))
+                    log.write(step, as_metrics(validation.last))
+                    progress(f"{row}  step {step}/{steps}  validation {in_words(validation.last)}")
                 if results.stop or step % config.checkpoint.every == 0 or step == steps:
                     results.read()
                     now = dataclasses.replace(meta, step=step, positions=positions, best=best)
@@ -105,14 +105,14 @@ def train(config, workdir, row, init_from=None, progress=print):
             last, state = validation.score_online(state, train_step, method, None if method.online else steps)
         else:
             last = validation.score(state, steps)
-        steps, best = last["step"], _better(best, last)
+        steps, best = last["step"], better(best, last)
         if method.online and start.best is None:
             now = dataclasses.replace(meta, step=steps, positions={}, best=best)
             checkpoint.save(manager, steps, parallel.unreplicate(state), now)
             processes.from_first(manager.wait_until_finished)
-        log.write(steps, {"validation/miou": last["miou"]})
+        log.write(steps, as_metrics(last))
         log.close()
-    progress(f"{row}  mIoU {last['miou']:.2f} at the last step, {steps}")
+    progress(f"{row}  {in_words(last)} at the last step, {steps}")
     if processes.is_first():
         scores = (last, best, meta.config, log.seconds_per_step(), meta.data)
         RowScores(row, config.method, start.origin, *scores).write(workdir)
@@ -145,7 +145,3 @@ def device_batches(config, method, sources, positions, count):
             arrays = {name: value for name, value in batch.items() if name != "name"}
             batches[domain] = parallel.split_over_devices(arrays)
         yield batches, names, after
-
-
-def _better(best, new):
-    return new if best is None or new["miou"] > best["miou"] else best

@@ -10,8 +10,9 @@ from input_pipeline.domains import SCORED_OFFSETS, SCORED_PAIRS, prepare_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, class_groups, evaluated_classes
 from input_pipeline.loader import eval_batches
-from stpl_jax import parallel, processes
+from stpl_jax import parallel, processes, to_label
 from stpl_jax.evaluate import evaluate, make_eval_step
+from stpl_jax.unlabelled import make_unlabelled_step, measure
 
 
 class NonFiniteLoss(UserError):
@@ -51,17 +52,35 @@ class Validation:
         self.source = self.step = self.last = None
 
     def score(self, state, step):
-        """Scores a replicated `TrainState`; returns `Evaluation.as_json()` with the step and the set's digest."""
+        """Scores a replicated `TrainState`; returns what `RowScores.last` holds."""
         return self.score_model(model_of(state), step)
 
     def score_model(self, model, step, update=None):
         """Scores replicated `params` and `batch_stats`; returns what `score` does. `update`: see `evaluate`."""
         self.open()
         setting = self.source.spec.classes
-        classes, evaluated = CLASSES[setting], evaluated_classes(setting)
-        result = evaluate(self.step, model, self.batches(), classes, evaluated, update)
-        self.last = result.as_json() | {"step": step, "data": self.source.digest}
+        if setting is None:
+            result = self._look(model, update)
+        else:
+            classes, evaluated = CLASSES[setting], evaluated_classes(setting)
+            result = evaluate(self.step, model, self.batches(), classes, evaluated, update).as_json()
+        self.last = result | {"step": step, "data": self.source.digest}
         return self.last
+
+    def _look(self, model, update):
+        """Figures without labels; with masks beside the frames that were chosen for that, scores on these, too."""
+        names = CLASSES[self.config.data.classes]
+        found = measure(self.step, model, self.batches(), names, update).as_json()
+        labelled = to_label.read_masks(self.workdir, self.source)
+        if labelled is None:
+            return found
+        own, groups = labelled.own, labelled.own.groups_of(names)
+        other = () if groups is None else (groups, len(own.classes))
+        step = compiled_eval_step(self.segmenter, self.config.flow.scale, *other)
+        scores = evaluate(step, update.model if update else model, self.batches(labelled.masks), own.classes,
+                          own.known_to(names)).as_json()  # fmt: skip
+        scores = {name: scores[name] for name in ("miou", "iou", "confusion")}
+        return found | scores | {"labelled": len(labelled.masks), "labels": labelled.digest, "classes": own.classes}
 
     def score_online(self, state, train_step, method, step=None):
         """Scores each clip, in time order, as it is predicted by what the clips before it have made of the network.
@@ -92,12 +111,15 @@ class Validation:
         """Opens the set and compiles the step, once."""
         if self.source is None:
             self.source = open_together(self.config, self.workdir, "val", progress=self.progress)
+            if self.source.spec.classes is None:
+                self.step = compiled_unlabelled_step(self.segmenter, self.config.flow.scale)
+                return
             groups = class_groups(self.config.data.classes, self.source.spec)
             other = () if groups is None else (groups, len(CLASSES[self.source.spec.classes]))
             self.step = compiled_eval_step(self.segmenter, self.config.flow.scale, *other)
 
-    def batches(self):
-        """Iterates once over the set, in order."""
+    def batches(self, masks=None):
+        """Iterates once over the set, in order; with `masks` over the clips that have one (see `eval_batches`)."""
         offsets, pairs = scored_parts(self.source)
         return eval_batches(
             self.source,
@@ -106,6 +128,8 @@ class Validation:
             flow_pairs=pairs,
             num_threads=self.config.data.threads,
             shard=(jax.process_index(), jax.process_count()),
+            label=self.source.spec.classes is not None,
+            masks=masks,
         )
 
 
@@ -136,6 +160,11 @@ class _Updates:
         clips["flow"] = batch["flow"][:, :, np.array(self.flows, int)]
         self.state, self.metrics = self.train_step(self.state, {"target": clips})
         self.count += 1
+        return self.model
+
+    @property
+    def model(self):
+        """The network as it is now; earlier ones are donated."""
         return model_of(self.state)
 
 
@@ -157,3 +186,9 @@ def scored_parts(source):
 def compiled_eval_step(*args):
     """Returns `make_eval_step`'s function, the same one for the same network: all rows share one compilation."""
     return make_eval_step(*args)
+
+
+@functools.cache
+def compiled_unlabelled_step(*args):
+    """Returns `make_unlabelled_step`'s function, the same one for the same network."""
+    return make_unlabelled_step(*args)

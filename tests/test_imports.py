@@ -109,6 +109,7 @@ def breaches(folder, allowed=None, forbidden=()):
                 "stpl_jax.records",
                 "stpl_jax.rows",
                 "stpl_jax.run_log",
+                "stpl_jax.unlabelled",
                 "stpl_jax.validation",
                 "stpl_jax.video",
             ),

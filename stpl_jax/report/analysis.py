@@ -174,6 +174,8 @@ def _fingerprint(variables):
 def draw_sample(config, source, grid):
     """Draws clips of the validation set and pixels of the features' grid (h, w): the seed decides, not the networks."""
     settings = config.analysis
+    if source.spec.classes is None:
+        raise AnalysisError(f"{source.path}: the validation set has no labels, and pixels are drawn by their class.")
     random = np.random.default_rng((config.seed, 0))
     clips = np.sort(random.permutation(len(source))[: settings.clips])
     labels = np.stack(

@@ -1,5 +1,6 @@
 """The numbers of a report, out of the files that a run leaves behind."""
 
+import itertools
 import json
 import math
 
@@ -8,12 +9,12 @@ import jax
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.labels import model_classes
-from stpl_jax import checkpoint
+from stpl_jax import checkpoint, unlabelled
 from stpl_jax.records import read_scores
 from stpl_jax.rows import row_names
 from stpl_jax.run_log import read_log
 
-_SCORES = ("miou", "temporal_consistency", "temporal_consistency_warped")
+_SCORES = ("temporal_consistency", "temporal_consistency_warped")
 
 
 def read_evaluations(config, workdir):
@@ -35,9 +36,10 @@ def read_evaluations(config, workdir):
     return found
 
 
-def make_report(config, evaluations):
+def make_report(config, evaluations, comparison=None, moved=None):
     """Puts the rows' scores together.
 
+    What needs labels is left out where the validation set has none; what takes the place of it is left out elsewhere.
     The shares of the gap, from mIoU at the last step (null where a row is missing, or there is no gap):
 
         gap_closed                   (method - source_only) / (oracle - source_only)
@@ -47,39 +49,79 @@ def make_report(config, evaluations):
     Args:
       config: the run's configuration.
       evaluations: of `read_evaluations`.
+      comparison: `unlabelled.Comparison` of the rows, or None.
+      moved: row -> of `unlabelled.moved`, or None.
 
     Returns:
-      JSON-able dict: `classes`, `results` (row -> scores in percent), the three shares, `settings` (row -> its method
-      and the weights it came from), `config`, `versions`, `device`, `device_count`.
+      JSON-able dict: `classes`, `results` (row -> scores in percent), `settings` (row -> its method and the weights it
+      came from), `config`, `versions`, `device`, `device_count`; with labels the three shares; without them `warnings`
+      (sentences), `agreement` (of each two rows), `compared_clips`, and `labelled_frames` where a person labelled some.
     """
+    labelled = any("iou" in evaluation.last for evaluation in evaluations.values())
+    without = any("shares" in evaluation.last for evaluation in evaluations.values())
     results, settings = {}, {}
     for row, evaluation in evaluations.items():
         last, best = evaluation.last, evaluation.best_on_validation
-        results[row] = {
-            **{name: _number(last[name]) for name in _SCORES},
-            "iou": {name: _number(value) for name, value in last["iou"].items()},
+        results[row] = {name: _number(last[name]) for name in _SCORES}
+        if labelled:
+            results[row]["miou"] = _number(last["miou"])
+            results[row]["iou"] = {name: _number(value) for name, value in last.get("iou", {}).items()}
+            results[row]["best_on_validation"] = {"miou": _number(best["miou"]), "step": best["step"]}
+        if without:
+            results[row]["confidence"] = _number(last.get("confidence"))
+            results[row] |= {"shares": last.get("shares", {}), "clips": last.get("clips")}
+            results[row]["statistics_moved"] = (moved or {}).get(row)
+        results[row] |= {
             "step": last["step"],
             "data": last.get("data"),
-            "best_on_validation": {"miou": _number(best["miou"]), "step": best["step"]},
             "seconds_per_step": _number(evaluation.seconds_per_step),
         }
         settings[row] = {"method": evaluation.method, "source": evaluation.source}
-
-    def miou(row):
-        return results[row]["miou"] if row in results else None
-
-    method, source, bn, oracle = (miou(row) for row in (config.method, "source_only", "bn_statistics", "oracle"))
+    newest = list(evaluations.values())[-1].last
     return {
         "classes": list(model_classes(config.data)),
         "results": results,
-        "gap_closed": _share(source, method, oracle),
-        "gap_closed_by_bn_statistics": _share(source, bn, oracle),
-        "gap_closed_beyond_bn": _share(bn, method, oracle),
+        **(_without_labels(results, comparison) if without else _gap(results, config.method)),
+        **(
+            {"labelled_frames": newest.get("labelled"), "labelled_classes": newest.get("classes")}
+            if labelled and without
+            else {}
+        ),
         "settings": settings,
         "config": json.loads(config.to_json_best_effort()),
         "versions": checkpoint.versions(),
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
+    }
+
+
+def _gap(results, method):
+    def miou(row):
+        return results[row]["miou"] if row in results else None
+
+    method, source, bn, oracle = (miou(row) for row in (method, "source_only", "bn_statistics", "oracle"))
+    return {
+        "gap_closed": _share(source, method, oracle),
+        "gap_closed_by_bn_statistics": _share(source, bn, oracle),
+        "gap_closed_beyond_bn": _share(bn, method, oracle),
+    }
+
+
+def _without_labels(results, comparison):
+    source, lines, agreement = results.get("source_only"), [], []
+    for row, figures in results.items():
+        if row != "source_only" and source and source["shares"] and figures["shares"]:
+            lines += unlabelled.warnings(row, figures, source, figures["statistics_moved"])
+    clips = [figures["clips"] for figures in results.values() if figures["clips"]]
+    lines += unlabelled.too_few_clips(min(clips)) if clips else []
+    if comparison:
+        for a, b in itertools.combinations(comparison.maps, 2):
+            pixels, classes = comparison.agreement(a, b)
+            agreement.append({"rows": [a, b], "pixels": pixels, "classes": [_number(float(x)) for x in classes]})
+    return {
+        "warnings": lines,
+        "agreement": agreement,
+        "compared_clips": len(comparison.clips) if comparison else 0,
     }
 
 

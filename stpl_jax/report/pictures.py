@@ -11,9 +11,9 @@ from PIL import Image
 from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
+from input_pipeline.files import read_json
 from input_pipeline.flow_files import to_pixels
 from input_pipeline.frames import open_source
-from input_pipeline.labels import colour_table, model_classes
 from stpl_jax import checkpoint, predict
 from stpl_jax.model_choice import row_model
 from stpl_jax.validation import scored_parts
@@ -23,6 +23,8 @@ from stpl_jax.video import side_by_side, video_writer, write_image
 _LEAST_PANEL_WIDTH = 256
 # Slow enough to look at a street of 30 frames.
 _VIDEO_FPS = 10.0
+# Of frames that do not follow each other.
+_CLIPS_FPS = 2.0
 # Of pictures inside the page: beyond these it would be slow to load, and nobody would see more.
 _MOST_PAGE_WIDTH = 512
 _MOST_STRIP_WIDTH = 320
@@ -51,18 +53,20 @@ class Strip(NamedTuple):
       wide: panels beside each other.
       tall: panels below each other, for narrow screens.
       still: the first picture of `wide`, for those who want nothing to move.
+      note: what it shows.
     """
 
     seen: tuple[str, ...]
     wide: bytes
     tall: bytes
     still: bytes
+    note: str
 
 
-def load_models(config, workdir, evaluations, progress):
-    """Loads the networks to show: caption -> `Model`, source-only first."""
+def load_models(config, workdir, rows, progress):
+    """Loads the networks of rows, as far as there are any, to show: caption -> `Model`."""
     models = {}
-    for row in [row for row in dict.fromkeys(("source_only", config.method)) if row in evaluations]:
+    for row in rows:
         try:
             path = row_model(config, workdir, row) or run_folder.checkpoints(workdir, row)
             models[row] = predict.load(path, tell=progress)
@@ -104,9 +108,9 @@ def shrunk(pixels, interpolation=cv2.INTER_AREA, most=_MOST_PAGE_WIDTH):
     return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=interpolation)
 
 
-def _legend(config):
-    names = model_classes(config.data)
-    return dict(zip(names, map(tuple, colour_table(names, config.data.classes).tolist()), strict=False))
+def _legend(models):
+    model = next(iter(models.values()))
+    return {name: model.palette[i] for i, name in enumerate(model.classes)}
 
 
 def write_pictures(config, workdir, models, progress):
@@ -114,50 +118,109 @@ def write_pictures(config, workdir, models, progress):
     if not config.report.frames:
         return []
     source = open_domain(config, workdir, "val", progress=progress)
-    palette = next(iter(models.values())).palette
     pictures = []
     for i in np.unique(np.linspace(0, len(source) - 1, min(config.report.frames, len(source))).round().astype(int)):
         clip = read_clip(source, int(i), *scored_parts(source), label=True)
         # Clips are newest first, a video oldest first.
         frames, flow = clip["frames"][::-1], to_pixels(clip["flow"][::-1])
-        panels = {"frame": enlarged(frames[-1], cv2.INTER_CUBIC)}
-        size = panels["frame"].shape[:2]
+        frame = enlarged(frames[-1], cv2.INTER_CUBIC)
+        size = frame.shape[:2]
         classes = {name: model.segment(frames, flow, size)[-1] for name, model in models.items()}
         classes["label"] = cv2.resize(clip["label"], size[::-1], interpolation=cv2.INTER_NEAREST)
-        panels |= {name: palette[ids] for name, ids in classes.items()}
-        path = f"{run_folder.FRAMES}/{clip['name']}.png"
-        write_image(workdir / path, side_by_side(panels, _legend(config)))
-        small = {name: exact(shrunk(x, cv2.INTER_NEAREST)) for name, x in panels.items()}
-        small["frame"] = photo(shrunk(panels["frame"]))
-        pictures.append(Picture(clip["name"], path, small))
+        pictures.append(_write_picture(workdir, clip["name"], frame, classes, models))
     progress(f"report  {len(pictures)} pictures in {workdir / run_folder.FRAMES}")
     return pictures
 
 
-def write_video(config, workdir, models, progress):
+def write_differing(config, workdir, models, source, comparison, progress):
+    """Writes pictures of clips without labels, spread over the set, where networks differ most: list of `Picture`.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      models: of `load_models`.
+      source: `ClipSource` of the clips.
+      comparison: `unlabelled.Comparison` of these models on it.
+      progress: called with lines of text.
+    """
+    pictures = []
+    for i in comparison.most_differing(config.report.frames):
+        frame, classes = _compared(source, comparison, i)
+        pictures.append(_write_picture(workdir, comparison.names[i], frame, classes, models))
+    progress(f"report  {len(pictures)} pictures in {workdir / run_folder.FRAMES}")
+    return pictures
+
+
+def _compared(source, comparison, i):
+    """Frame and class maps of a clip that was compared, as large as panels are."""
+    frame = read_clip(source, comparison.clips[i], (0,), (), label=False)["frames"][0]
+    return enlarged(frame, cv2.INTER_CUBIC), {row: enlarged(maps[i]) for row, maps in comparison.maps.items()}
+
+
+def _write_picture(workdir, name, frame, classes, models):
+    palette = next(iter(models.values())).palette
+    panels = {"frame": frame} | {caption: palette[ids] for caption, ids in classes.items()}
+    path = f"{run_folder.FRAMES}/{name}.png"
+    write_image(workdir / path, side_by_side(panels, _legend(models)))
+    small = {caption: exact(shrunk(x, cv2.INTER_NEAREST)) for caption, x in panels.items()}
+    small["frame"] = photo(shrunk(panels["frame"]))
+    return Picture(name, path, small)
+
+
+def write_street(config, workdir, models, progress):
     """Writes the generated street that has no labels, with each model's classes, as `video.mp4`; returns a `Strip`."""
     frames = open_source(with_world(config, workdir, progress).world.video)
-    palette = next(iter(models.values())).palette
+    note = "One more street, without labels, frame by frame"
+    return _write_film(workdir, models, _segmented(frames, models), frames.count, _VIDEO_FPS, note, progress)
+
+
+def write_film(workdir, models, source, comparison, progress):
+    """Writes held-out video that has no labels, with each model's classes, as `video.mp4`; returns a `Strip`.
+
+    That is a stretch of consecutive frames where the run has kept one, else one frame of each clip that was compared.
+
+    Args:
+      workdir, models, source, comparison, progress: as `write_differing` takes them.
+    """
+    stretch = workdir / run_folder.FILM
+    if stretch.is_dir() and any(stretch.iterdir()):
+        frames, note = open_source(stretch), "A stretch of video that is held out, frame by frame"
+        manifest = read_json(workdir / run_folder.OWN_VIDEO_MANIFEST, "Delete its folder.") or {}
+        rate = float(manifest.get("film_rate") or _VIDEO_FPS)
+        return _write_film(workdir, models, _segmented(frames, models), frames.count, rate, note, progress)
+    count = len(comparison.clips)
+    moments = (_compared(source, comparison, i) for i in range(count))
+    note = f"One frame of each of {count} held-out clips, in their order"
+    return _write_film(workdir, models, moments, count, _CLIPS_FPS, note, progress)
+
+
+def _segmented(frames, models):
+    """Yields frame by frame what `_compared` returns; each model reads the frames by itself, so that none are kept."""
     size = enlarged(np.empty(frames.size, np.uint8)).shape
-    every = -(-(frames.count or _MOST_STRIP_FRAMES) // _MOST_STRIP_FRAMES)
+    predictions = [predict.segment_frames(model, frames, size) for model in models.values()]
+    for found in zip(*predictions, strict=True):
+        frame = enlarged(found[0][0].pixels, cv2.INTER_CUBIC)
+        yield frame, {name: ids for name, (_, ids) in zip(models, found, strict=True)}
+
+
+def _write_film(workdir, models, moments, count, fps, note, progress):
+    palette, legend = next(iter(models.values())).palette, _legend(models)
+    every = -(-(count or _MOST_STRIP_FRAMES) // _MOST_STRIP_FRAMES)
     kept = []
 
     def pictures():
-        # Each model reads the frames by itself, so that none need be kept.
-        predictions = [predict.segment_frames(model, frames, size) for model in models.values()]
-        for i, found in enumerate(zip(*predictions, strict=True)):
-            panels = {"frame": enlarged(found[0][0].pixels, cv2.INTER_CUBIC)}
-            panels |= {name: palette[ids] for name, (_, ids) in zip(models, found, strict=True)}
+        for i, (frame, classes) in enumerate(moments):
+            panels = {"frame": frame} | {name: palette[ids] for name, ids in classes.items()}
             if i % every == 0:
                 small = {name: shrunk(x, most=_MOST_STRIP_WIDTH) for name, x in panels.items()}
                 kept.append((side_by_side(small), side_by_side(small, below=True)))
-            yield side_by_side(panels, _legend(config))
+            yield side_by_side(panels, legend)
 
     pictures = pictures()
     first = next(pictures)
-    with video_writer(workdir / run_folder.VIDEO, first.shape[:2], _VIDEO_FPS) as write:
+    with video_writer(workdir / run_folder.VIDEO, first.shape[:2], fps) as write:
         for picture in itertools.chain([first], pictures):
             write(picture)
     progress(f"report  {workdir / run_folder.VIDEO}")
-    films = [photo(*pictures, duration=round(every * 1000 / _VIDEO_FPS)) for pictures in zip(*kept, strict=True)]
-    return Strip(tuple(models), *films, photo(kept[0][0]))
+    films = [photo(*pictures, duration=round(every * 1000 / fps)) for pictures in zip(*kept, strict=True)]
+    return Strip(tuple(models), *films, photo(kept[0][0]), note)

@@ -47,6 +47,7 @@ def _environment(show, number):
         number=lambda text: Markup(number(text)),
         percent=lambda value: Markup(number(tables.percent(value))),
         difference=lambda value, base: Markup(number(tables.difference(value, base))),
+        share=lambda value: Markup(number(tables.share(value))),
         json=lambda value: Markup.escape(json.dumps(value, indent=1)),
         link=lambda path: Markup(markdown.link(path)),
         uri=data_uri,

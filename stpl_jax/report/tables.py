@@ -16,6 +16,11 @@ def figure(value, form=".4f"):
     return "-" if value is None else f"{value:{form}}"
 
 
+def share(value):
+    """A share in percent, small ones with another digit; a dash where it is not defined."""
+    return figure(value, ".1f" if value and value >= 1 else ".2f")
+
+
 def oracle_last(rows):
     """Orders rows, the oracle last: what the others are measured by."""
     return sorted(rows, key=lambda row: row == "oracle")
@@ -42,10 +47,50 @@ def results_table(report):
     return (*heads, "best on validation", "seconds per step"), lines
 
 
+def figures_table(report):
+    """What is known of each row without labels, of `numbers.make_report`'s report."""
+    results, lines = report["results"], []
+    source = results.get("source_only", {}).get("confidence")
+    for row, found in results.items():
+        cells = (
+            percent(found["temporal_consistency"]),
+            percent(found["temporal_consistency_warped"]),
+            percent(found["confidence"]),
+            difference(found["confidence"], source),
+            percent(found["statistics_moved"]),
+            str(found["step"]),
+            figure(found["seconds_per_step"], ".3g"),
+        )
+        lines.append((row, cells))
+    heads = ("row", "temporal consistency", "the same, warped", "confidence", "to source_only", "statistics moved")
+    return (*heads, "steps", "seconds per step"), lines
+
+
+def share_table(report):
+    """Share of the pixels that are predicted as each class, a column for each row."""
+    rows = list(report["results"])
+    return ("class", *rows), [(name, list(map(share, shares))) for name, shares in class_shares(report, rows)]
+
+
+def class_shares(report, rows):
+    """Share of each class, percent: [(class, (of each row, None where there is no such row))]."""
+    found = [report["results"].get(row, {}).get("shares", {}) for row in rows]
+    return [(name, tuple(shares.get(name) for shares in found)) for name in report["classes"]]
+
+
+def agreement_table(report):
+    """Share of the pixels that two rows give the same class, a column for each two."""
+    pairs = report["agreement"]
+    lines = [("all pixels", [percent(pair["pixels"]) for pair in pairs])]
+    for i, name in enumerate(report["classes"]):
+        lines.append((name, [percent(pair["classes"][i]) for pair in pairs]))
+    return ("class", *(" / ".join(pair["rows"]) for pair in pairs)), lines
+
+
 def class_scores(report, rows):
     """IoU of each class in percent: [(class, [of each row])], None where it is not defined or there is no such row."""
     found = [report["results"].get(row, {}).get("iou", {}) for row in rows]
-    names = dict.fromkeys(name for scores in report["results"].values() for name in scores["iou"])
+    names = dict.fromkeys(name for scores in report["results"].values() for name in scores.get("iou", {}))
     return [(name, [scores.get(name) for scores in found]) for name in names]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import jax
 
 from input_pipeline import run_folder
+from input_pipeline.domains import open_domain
 from input_pipeline.files import write_atomically
+from stpl_jax import unlabelled
 from stpl_jax.report import analysis, charts, pictures, tables
 from stpl_jax.report.analysis_files import read_results
 from stpl_jax.report.numbers import make_report, read_curves, read_evaluations
@@ -19,8 +21,9 @@ def write_report(config, workdir, progress=print):
     """Writes what a run found, from the `evaluation.json` of each of its rows.
 
     Writes `report.json`, `report.md`, `report.html` (all of it in one file), `frames/*.png` (frame, source-only,
-    adapted, label) and, where the run generated its videos, `video.mp4` of a street that has no labels. Only the first
-    process writes.
+    adapted, label) and, where the run generated its videos, `video.mp4` of a street that has no labels. Where the
+    validation set has no labels, all rows are compared, and `video.mp4` is of held-out video. Only the first process
+    writes.
 
     Args:
       config: the run's configuration; `config.report.frames` is the number of pictures.
@@ -34,31 +37,71 @@ def write_report(config, workdir, progress=print):
         return
     workdir = Path(workdir)
     evaluations = read_evaluations(config, workdir)
-    report = make_report(config, evaluations)
-    write_atomically(workdir / run_folder.REPORT_NUMBERS, json.dumps(report, indent=1, allow_nan=False))
-    models = pictures.load_models(config, workdir, evaluations, progress)
-    shown = pictures.write_pictures(config, workdir, models, progress) if models else []
-    video = pictures.write_video(config, workdir, models, progress) if models and config.world.generate else None
-    text = report_text(report, config.method, shown, run_folder.VIDEO if video else None)
-    write_atomically(workdir / run_folder.REPORT_TEXT, text)
+    if any("shares" in evaluation.last for evaluation in evaluations.values()):
+        report, shown, strip = _compare(config, workdir, evaluations, progress)
+    else:
+        report = _write_numbers(workdir, make_report(config, evaluations))
+        rows = [row for row in dict.fromkeys(("source_only", config.method)) if row in evaluations]
+        models = pictures.load_models(config, workdir, rows, progress)
+        shown = pictures.write_pictures(config, workdir, models, progress) if models else []
+        strip = pictures.write_street(config, workdir, models, progress) if models and config.world.generate else None
+    write_atomically(workdir / run_folder.REPORT_TEXT, report_text(report, config.method, shown, strip))
     curves = {row: read_curves(workdir, row, progress) for row in evaluations}
-    confusion = {row: evaluation.last["confusion"] for row, evaluation in evaluations.items()}
+    confusion = {row: e.last["confusion"] for row, e in evaluations.items() if "confusion" in e.last}
     results = read_results(workdir, progress)
     if results and not analysis.is_true(results, config, workdir):
         progress("report  without feature space: a network has changed since; --mode=analyse looks at it again")
         results = None
-    page = report_page(report, config.method, curves, confusion, shown, video, results)
+    page = report_page(report, config.method, curves, confusion, shown, strip, results)
     write_atomically(workdir / run_folder.REPORT_PAGE, page)
     progress(f"report  {workdir / run_folder.REPORT_TEXT}, and to look at: {workdir / run_folder.REPORT_PAGE}")
 
 
-def report_text(report, method, shown=(), video=None):
-    """Sets the report as Markdown; as `report_page`, and `video` is the video's path relative to it, or None."""
-    return render("report.md", **_tables(report, method), pictures=shown, video=video)
+def _write_numbers(workdir, report):
+    write_atomically(workdir / run_folder.REPORT_NUMBERS, json.dumps(report, indent=1, allow_nan=False))
+    return report
+
+
+def _compare(config, workdir, evaluations, progress):
+    """Compares the rows where there are no labels, and writes numbers, pictures and film: returns these."""
+    models = pictures.load_models(config, workdir, evaluations, progress)
+    if not models:
+        return _write_numbers(workdir, make_report(config, evaluations)), [], None
+    source = open_domain(config, workdir, "val", progress=progress)
+    comparison = unlabelled.compare(models, source)
+    before, moved = models.get("source_only"), {}
+    if before:
+        statistics = before.variables["batch_stats"]
+        moved = {row: unlabelled.moved(model.variables["batch_stats"], statistics) for row, model in models.items()}
+    report = _write_numbers(workdir, make_report(config, evaluations, comparison, moved))
+    for line in report["warnings"]:
+        progress(f"report  warning: {line}")
+    shown = pictures.write_differing(config, workdir, models, source, comparison, progress)
+    return report, shown, pictures.write_film(workdir, models, source, comparison, progress)
+
+
+def report_text(report, method, shown=(), strip=None):
+    """Sets the report as Markdown; arguments as `report_page` takes them."""
+    return render("report.md", **_tables(report, method), pictures=shown, strip=strip, video=run_folder.VIDEO)
 
 
 def _tables(report, method):
-    return dict(report=report, method=method, results=tables.results_table(report), iou=tables.iou_table(report))
+    labelled, without = _has(report, "miou"), _has(report, "confidence")
+    return dict(
+        report=report,
+        method=method,
+        labelled=labelled,
+        without_labels=without,
+        results=tables.results_table(report) if labelled else None,
+        iou=tables.iou_table(report) if labelled else None,
+        figures=tables.figures_table(report) if without else None,
+        shares=tables.share_table(report) if without else None,
+        agreement=tables.agreement_table(report) if without else None,
+    )
+
+
+def _has(report, score):
+    return any(score in found for found in report["results"].values())
 
 
 def report_page(report, method, curves, confusion, shown=(), strip=None, results=None):
@@ -70,7 +113,7 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
       curves: row -> of `numbers.read_curves`.
       confusion: row -> `[K][K]` pixel counts, rows are labels.
       shown: of `pictures.write_pictures`.
-      strip: of `pictures.write_video`, or None.
+      strip: of `pictures.write_street` or `write_film`, or None.
       results: of `analysis_files.read_results`, or None.
 
     Returns:
@@ -81,23 +124,30 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
     drawn = _curve_charts(report, curves, colours)
     compared = [row for row in dict.fromkeys(("source_only", method)) if row in confusion]
     counted = {row: confusion[row] for row in compared if sum(map(sum, confusion[row]))}
+    view = _tables(report, method)
+    labelled, without = view["labelled"], view["without_labels"]
     sections = (
-        ("rows", "Results", True),
+        ("warnings", "Warnings", without),
+        ("rows", "Results", labelled and not without),
         ("video", "Before and after, moving", strip),
         ("frames", "Frames", shown),
+        ("figures", "Figures without labels", without),
+        ("shares", "Share of each class", without),
+        ("rows", "Results on labelled frames", labelled and without),
         ("curves", "Curves", drawn),
-        ("classes", "IoU of each class", True),
+        ("classes", "IoU of each class", labelled),
         ("confusion", "Confusion matrix", counted),
         ("features", "Feature space", results),
         ("settings", "How it was run", True),
     )
     return render(
         "report.html",
-        **_tables(report, method),
+        **view,
         policy=POLICY,
         sections=[(name, heading) for name, heading, content in sections if content],
         row_colours=colours,
         classes=tables.class_scores(report, ("source_only", method, "oracle")),
+        class_shares=tables.class_shares(report, ("source_only", method)) if without else None,
         strip=strip,
         pictures=shown,
         curves=drawn,

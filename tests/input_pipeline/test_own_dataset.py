@@ -202,12 +202,20 @@ def test_without_labels_it_is_prepared_and_read(config, tmp_path):
     assert open_clips(source.path).spec.classes is None
 
 
-def test_without_labels_scoring_and_training_with_labels_end_at_once(config, tmp_path):
+def test_without_labels_training_with_labels_ends_at_once(config, tmp_path):
     as_film(config, tmp_path)
-    with pytest.raises(UserError, match=r"film \(val\) has no labels, and .* scored .*config.data.target.name"):
-        domain_spec(config, "val", workdir=tmp_path)
+    assert domain_spec(config, "val", workdir=tmp_path).classes is None
     with pytest.raises(UserError, match=r"film \(train\) has no labels, and training"):
         domain_spec(config, "target", DomainNeeds(labels=True))
+
+
+def test_clips_that_a_person_labelled_are_read_with_their_masks(config, tmp_path):
+    source = open_domain(as_film(config, tmp_path), tmp_path / "run", "val", None, silent)
+    masks = {1: np.full((16, 20), 3, np.uint8), 0: np.full((16, 20), 255, np.uint8)}
+    wanted = dict(batch_size=3, offsets=(0, 1), flow_pairs=(), num_threads=0)
+    (batch,) = eval_batches(source, **wanted, label=False, masks=masks)
+    assert batch["name"] == ["film_002", "film_003", "film_003"] and batch["valid"].tolist() == [True, True, False]
+    np.testing.assert_array_equal(batch["label"][:, 0, 0], [255, 3, 3])
 
 
 def test_without_frames_it_says_so(config, tmp_path):
