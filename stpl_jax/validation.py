@@ -8,7 +8,7 @@ import numpy as np
 from input_pipeline.clips import open_clips
 from input_pipeline.domains import SCORED_OFFSETS, SCORED_PAIRS, prepare_domain
 from input_pipeline.errors import UserError
-from input_pipeline.labels import CLASSES, class_groups, evaluated_classes
+from input_pipeline.labels import CLASSES, class_groups, evaluated_classes, model_classes
 from input_pipeline.loader import eval_batches
 from stpl_jax import parallel, processes, to_label
 from stpl_jax.evaluate import evaluate, make_eval_step
@@ -69,7 +69,7 @@ class Validation:
 
     def _look(self, model, update):
         """Figures without labels; with masks beside the frames that were chosen for that, scores on these, too."""
-        names = CLASSES[self.config.data.classes]
+        names = model_classes(self.config.data)
         found = measure(self.step, model, self.batches(), names, update).as_json()
         labelled = to_label.read_masks(self.workdir, self.source)
         if labelled is None:
