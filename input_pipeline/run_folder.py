@@ -3,6 +3,7 @@
 config.json                 settings of the newest call
 lock                        who is at work in the folder
 world/  data/  flow/DOMAIN/ generated videos, prepared sets, estimated flow
+own_video/                  frames kept of a user's own videos
 compilation_cache/          compiled programs
 ROW/checkpoints/STEP/       one row of the results table: its checkpoints,
 ROW/metrics.jsonl           its log,
@@ -18,6 +19,7 @@ LOCK = "lock"
 WORLD = "world"
 DATA = "data"
 FLOW = "flow"
+OWN_VIDEO = "own_video"
 COMPILATION_CACHE = "compilation_cache"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -51,6 +53,11 @@ def metrics(workdir, row):
 def flow(workdir, domain):
     """Returns the folder of a domain's flow files that the run itself estimates."""
     return Path(workdir) / FLOW / domain
+
+
+def own_video(workdir):
+    """Returns the folder of the frames that are kept of a user's own videos."""
+    return Path(workdir) / OWN_VIDEO
 
 
 def prepared(config, workdir):

@@ -21,6 +21,8 @@ _GAP_SHARE, _MOST_GAP = 0.25, 10.0
 # The shortest run of frames of which some are held out.
 _FEWEST_FRAMES = 8
 FILM_SECONDS = 10.0
+# Seconds in which nothing needs to move between two frames of a clip.
+_LONGEST_PAUSE = 1.0
 _MULTIPLE = 8  # of which a size that is chosen for the material is
 _SMALLEST_SIDE = 16
 # Ratios of width to height that count as one.
@@ -95,7 +97,7 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
 def _runs(stretch, rate):
     """Usable frames that follow each other at a rate within one shot: a list of arrays of indices."""
     step = 1 / rate
-    longest = 2 * max(step, 1 / stretch.rate)
+    longest = max(2 * step, 2 / stretch.rate, _LONGEST_PAUSE)
     runs = []
     for k in range(len(stretch.times)):
         if runs:
