@@ -120,9 +120,10 @@ def _held_out_from(stretch, runs, share, rate):
     cutoff = end - share * (end - start)
     # A run that ends what there is may be too short for a clip: the last that is long enough then is held out.
     last = next((run for run in reversed(runs) if len(run) >= HELD_OUT_FRAMES), None)
-    if last is None:
+    if last is not None:
+        cutoff = min(cutoff, stretch.times[last[-HELD_OUT_FRAMES]])
+    if last is None or cutoff < (start + end) / 2:
         return math.inf, 0.0
-    cutoff = min(cutoff, stretch.times[last[-HELD_OUT_FRAMES]])
     return cutoff, max(1.5 / rate, min(_MOST_GAP, _GAP_SHARE * (end - cutoff)))
 
 

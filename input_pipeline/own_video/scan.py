@@ -209,7 +209,8 @@ def _lines(states, times, repeats, track):
             where = f" ({', '.join(name for name, _ in repeats.most_common(3))})" if state == _REPEAT else ""
             yield f"{len(these)} of {len(states)} frames left out, {why}{where}; the first at {these[0]:.1f} s"
     if track.losses.skipped:
-        yield f"{len(track.losses.skipped)} frames cannot be decoded"
+        count = len(track.losses.skipped)
+        yield f"{count} frame{'' if count == 1 else 's'} cannot be decoded"
     yield from capped(track.losses.remarks, _MOST_REMARKS)
     if len(track.sizes) > 1:
         yield f"frames of {len(track.sizes)} sizes: each change of size counts as a cut"

@@ -146,7 +146,7 @@ def test_an_awkward_folder_gives_one_list_of_what_is_left_out(awkward):
     for line in (
         "cam a/doubled.mkv: 12 of 24 frames left out, still: nothing moves since the frame before; the first at 0.1 s",
         "cam a/starts black.mkv: 4 of 16 frames left out, black or of one colour; the first at 0.0 s",
-        "a broken one: 1 frames cannot be decoded",
+        "a broken one: 1 frame cannot be decoded",
         "sizes: frames of 2 sizes: each change of size counts as a cut",
         "left out: küche/one frame.mp4 has one frame only",
         "left out: one picture has one frame only",
