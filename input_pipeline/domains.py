@@ -8,6 +8,7 @@ from input_pipeline.builders import checks
 from input_pipeline.clips import open_clips
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
+from input_pipeline.own_video.ingest import IngestSettings, ingest
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec, prepared_path
 from input_pipeline.world.generate import WorldSpec, write_worlds
@@ -183,6 +184,53 @@ def with_world(config, workdir, progress=print):
             config.data.target.flow_dir = str(paths["target_flow"])
             config.data.target.val_flow_dir = str(paths["target_flow"])
         config.world.video = str(paths["video"])
+    return config
+
+
+def with_own_video(config, workdir, frames=2, progress=print):
+    """Keeps frames of a user's own videos if the configuration asks for that, and returns it pointing at them.
+
+    Args:
+      config: the run's configuration; where `data.target.name` is `own_video`, `data.target.raw_dir` is a folder of
+        videos and frames, and `data.target.size` the size that the model was trained at.
+      workdir: the run's folder.
+      frames: how many of a training clip the run's rows read.
+      progress: called with lines of text.
+
+    Returns:
+      The configuration as it is for other sets; else a copy whose `data.target.raw_dir` is the folder of kept frames,
+      and `data.target.size` their size.
+
+    Raises:
+      UserError: nothing usable is in the folder, or no folder is named.
+    """
+    section = config.data.target
+    if section.name != "own_video":
+        return config
+    if not section.raw_dir:
+        raise UserError(
+            "config.data.target.raw_dir is not set: it names a folder of your own videos. Set "
+            "--config.data.target.raw_dir=FOLDER. See docs/own_video.md for what it may hold."
+        )
+    folder, into = expand(section.raw_dir), expand(run_folder.own_video(workdir))
+    if folder == into:
+        return config  # which points at them already
+    kept = ingest(
+        folder,
+        into,
+        IngestSettings(
+            size=tuple(section.size),
+            fit=section.fit,
+            frames_per_second=section.frames_per_second,
+            max_clips=section.max_clips,
+            held_out=section.held_out,
+            length=max(frames, *(k + 1 for k in section.offsets)),
+        ),
+        progress,
+    )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.target.update(raw_dir=str(kept.raw_dir), size=kept.size)
     return config
 
 

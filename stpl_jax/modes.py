@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from input_pipeline import run_folder
+from input_pipeline.domains import with_own_video
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
@@ -46,8 +47,14 @@ def with_inputs(config, workdir, progress=print):
         check_settings(config)
     if config.data.target.name == "own_video":
         frames = 1 + max(_needs(config, "target").offsets, default=1)
-        config = source_settings.with_own_video(config, workdir, frames, progress)
+        config = config.copy_and_resolve_references()
+        config.data.target.update(processes.from_first(lambda: _own_video(config, workdir, frames, progress)))
     return config
+
+
+def _own_video(config, workdir, frames, progress):
+    section = with_own_video(config, workdir, frames, progress).data.target
+    return {"raw_dir": section.raw_dir, "size": tuple(section.size)}
 
 
 def auto(config, workdir, progress=print):

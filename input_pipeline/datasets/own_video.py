@@ -20,7 +20,8 @@ def list_clips(spec):
         frames = clip["frames"]
         if len(frames) <= max(spec.offsets):
             raise UserError(
-                f"{root}: the clips of {spec.split} have {len(frames)} frames, and frames {spec.offsets} are asked for."
+                f"{root}: the clips of {spec.split} have {len(frames)} frames, and frames {spec.offsets} are asked "
+                f"for. Set --config.data.target.offsets={tuple(range(max(spec.offsets) + 1))}."
             )
         flows = {}
         for a, b in spec.flow_pairs if spec.flow_source == "precomputed" else ():

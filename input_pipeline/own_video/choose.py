@@ -21,6 +21,8 @@ _GAP_SHARE, _MOST_GAP = 0.25, 10.0
 # The shortest run of frames of which some are held out.
 _FEWEST_FRAMES = 8
 FILM_SECONDS = 10.0
+# Seconds in which nothing needs to move between two frames of a clip.
+_LONGEST_PAUSE = 1.0
 _MULTIPLE = 8  # of which a size that is chosen for the material is
 _SMALLEST_SIDE = 16
 # Ratios of width to height that count as one.
@@ -95,7 +97,7 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
 def _runs(stretch, rate):
     """Usable frames that follow each other at a rate within one shot: a list of arrays of indices."""
     step = 1 / rate
-    longest = 2 * max(step, 1 / stretch.rate)
+    longest = max(2 * step, 2 / stretch.rate, _LONGEST_PAUSE)
     runs = []
     for k in range(len(stretch.times)):
         if runs:
@@ -118,9 +120,10 @@ def _held_out_from(stretch, runs, share, rate):
     cutoff = end - share * (end - start)
     # A run that ends what there is may be too short for a clip: the last that is long enough then is held out.
     last = next((run for run in reversed(runs) if len(run) >= HELD_OUT_FRAMES), None)
-    if last is None:
+    if last is not None:
+        cutoff = min(cutoff, stretch.times[last[-HELD_OUT_FRAMES]])
+    if last is None or cutoff < (start + end) / 2:
         return math.inf, 0.0
-    cutoff = min(cutoff, stretch.times[last[-HELD_OUT_FRAMES]])
     return cutoff, max(1.5 / rate, min(_MOST_GAP, _GAP_SHARE * (end - cutoff)))
 
 

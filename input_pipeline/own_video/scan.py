@@ -46,7 +46,8 @@ class Stretch:
       rate: frames per second; of a folder the nominal one.
       numbers: `[N]` int64, numbers among all frames of the file or folder.
       times: `[N]` float64, seconds from the beginning.
-      shots: `[N]` int32, rises with each cut, break in time and change of size.
+      shots: `[N]` int64, rises with each cut, break in time, change of size and frame that is left out, but for frames
+        in which nothing moves.
       left_out: lines about frames that are not usable.
     """
 
@@ -182,7 +183,9 @@ def _without_unusable(found, track, nominal_rate, seen):
         else:
             states[i] = _REPEAT
             repeats[first] += 1
-    numbers, times, shot = np.array(track.numbers), np.array(track.times), np.array(track.shots)
+    # Within a shot nothing but still frames is missing.
+    breaks = np.cumsum((states != _USABLE) & (states != _STILL))
+    numbers, times, shot = np.array(track.numbers), np.array(track.times), np.array(track.shots) + breaks
     steps = np.diff(times)
     usable = states == _USABLE
     return Stretch(
@@ -206,7 +209,8 @@ def _lines(states, times, repeats, track):
             where = f" ({', '.join(name for name, _ in repeats.most_common(3))})" if state == _REPEAT else ""
             yield f"{len(these)} of {len(states)} frames left out, {why}{where}; the first at {these[0]:.1f} s"
     if track.losses.skipped:
-        yield f"{len(track.losses.skipped)} frames cannot be decoded"
+        count = len(track.losses.skipped)
+        yield f"{count} frame{'' if count == 1 else 's'} cannot be decoded"
     yield from capped(track.losses.remarks, _MOST_REMARKS)
     if len(track.sizes) > 1:
         yield f"frames of {len(track.sizes)} sizes: each change of size counts as a cut"
@@ -230,5 +234,6 @@ class _Ticker:
                 return
             self._last = now
             rate = self._frames / (now - self._start)
-            line = f"scanning {name} ({len(self._names)} of {self._total}): {self._frames} frames so far, {rate:.0f}/s"
+            of_all = f"{len(self._names)} of {self._total}"
+            line = f"own_video: scanning {name} ({of_all}), {self._frames} frames so far, {rate:.0f}/s"
         self._report(line)

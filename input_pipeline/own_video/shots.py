@@ -10,8 +10,8 @@ import numpy as np
 
 # Pixels of a reduced frame's longer side, of a block, and how far a block is looked for: an eighth of the picture.
 _SIDE, _BLOCK, _REACH = 96, 12, 12
-# Of blocks with less contrast (standard deviation) noise decides what is found.
-_CONTRAST = 4
+# Of blocks with less contrast (standard deviation; in dark frames as a share of the frame's) noise decides.
+_CONTRAST, _CONTRAST_SHARE = 4, 0.3
 # Half of the blocks correlate better within a shot. Measured on streets: 0.9 to 1 for pans of a tenth of the picture,
 # shaking and doubled or halved exposure, and 0.41 to 0.68 across cuts.
 _FOUND = 0.75
@@ -62,8 +62,9 @@ def is_cut(reduced, earlier):
     later, before = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (reduced, earlier))
     if cv2.matchTemplate(before, later, cv2.TM_CCOEFF_NORMED)[0, 0] > _SURE:
         return False
-    found = [_best_match(before, later, y, x) for y in _places(later.shape[0]) for x in _places(later.shape[1])]
-    found = [match for match in found if match is not None]
+    least = min(_CONTRAST, _CONTRAST_SHARE * float(later.std()))
+    places = [(y, x) for y in _places(later.shape[0]) for x in _places(later.shape[1])]
+    found = [match for place in places if (match := _best_match(before, later, place, least)) is not None]
     if not found:
         return abs(float(later.mean()) - float(before.mean())) > _FOG
     return np.median(found) < _FOUND
@@ -74,10 +75,12 @@ def _places(side):
     return range(0, max(1, side - _BLOCK + 1), _BLOCK)
 
 
-def _best_match(before, later, y, x):
-    """The best correlation of the block at (y, x) near its place before; None where it has too little contrast."""
+def _best_match(before, later, place, least):
+    """The best correlation of the block at a place near its place before; None where it has less than that contrast."""
+    y, x = place
     block = later[y : y + _BLOCK, x : x + _BLOCK]
-    if block.std() < _CONTRAST:
+    if block.std() < least:
         return None
     window = before[max(0, y - _REACH) : y + _BLOCK + _REACH, max(0, x - _REACH) : x + _BLOCK + _REACH]
-    return 0.0 if window.std() < 1 else cv2.matchTemplate(window, block, cv2.TM_CCOEFF_NORMED).max()
+    # Of a window of one value the correlation is not defined.
+    return cv2.matchTemplate(window, block, cv2.TM_CCOEFF_NORMED).max() if window.std() else 0.0

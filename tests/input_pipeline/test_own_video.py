@@ -1,5 +1,6 @@
 """From a folder of somebody's videos to clips: what is found, what is left out, what is chosen and kept."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -15,8 +16,9 @@ from PIL import Image
 
 from configs import base
 from input_pipeline import video_decode
-from input_pipeline.clips import read_clip
-from input_pipeline.domains import open_domain
+from input_pipeline.clips import open_clips, read_clip
+from input_pipeline.datasets import own_video
+from input_pipeline.domains import open_domain, with_own_video
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from input_pipeline.own_video import choose, scan
@@ -144,7 +146,7 @@ def test_an_awkward_folder_gives_one_list_of_what_is_left_out(awkward):
     for line in (
         "cam a/doubled.mkv: 12 of 24 frames left out, still: nothing moves since the frame before; the first at 0.1 s",
         "cam a/starts black.mkv: 4 of 16 frames left out, black or of one colour; the first at 0.0 s",
-        "a broken one: 1 frames cannot be decoded",
+        "a broken one: 1 frame cannot be decoded",
         "sizes: frames of 2 sizes: each change of size counts as a cut",
         "left out: küche/one frame.mp4 has one frame only",
         "left out: one picture has one frame only",
@@ -188,31 +190,42 @@ def test_clips_never_straddle_a_cut_a_gap_or_what_is_held_out(awkward):
 
 
 def test_kept_frames_are_prepared_as_a_set_without_labels(tmp_path):
-    frames = film(1, 20)
-    video_files.write(tmp_path / "videos.mkv", frames, **LOSSLESS)
-    (tmp_path / "my videos").mkdir()
-    (tmp_path / "videos.mkv").rename(tmp_path / "my videos" / "straße.mkv")
-    kept = ingest(tmp_path / "my videos", tmp_path / "run" / "own_video", IngestSettings(SIZE), silent)
-    assert kept.size == SIZE and kept.clips == {"train": 13, "val": 2}
+    frames, workdir = film(1, 20), tmp_path / "my videos" / "run"
+    workdir.mkdir(parents=True)
+    video_files.write(tmp_path / "v.mkv", frames, **LOSSLESS).rename(tmp_path / "my videos" / "straße.mkv")
     config = base.get_config()
-    config.data.target.update(name="own_video", raw_dir=str(kept.raw_dir), size=kept.size)
-    train = open_domain(config, tmp_path / "run", "target", DomainNeeds(), silent)
+    config.data.target.update(name="own_video", raw_dir=str(tmp_path / "my videos"), size=(32, 192))
+    told = []
+    config = with_own_video(config, workdir, told.append)
+    assert told[0] == "own_video: straße.mkv: 20 frames, 2.0 s, 10 frames/s, 64x96, 20 usable, 0 cuts or gaps"
+    assert config.data.target.raw_dir == str(workdir / "own_video") and config.data.target.size == SIZE
+    assert with_own_video(config, workdir, silent) is config
+    train = open_domain(config, workdir, "target", DomainNeeds(), silent)
     assert len(train) == 13 and train[0]["name"].decode() == "000_straße.mkv_000001"
     clip = read_clip(train, 4, (0, 1), ((0, 1),), False)
     np.testing.assert_array_equal(clip["frames"], frames[[5, 4]])
-    # What is two pixels further left now was two pixels further right before.
+    # What moves to the left by two pixels was two pixels further right before: 20 tenths of a pixel.
     np.testing.assert_allclose(np.median(clip["flow"][0], (0, 1)), [20, 0], atol=3)
-    spec = train.spec
-    val = prepare(
-        spec.__class__(**{**spec.__dict__, "split": "val", "offsets": (0, 1, 2), "flow_pairs": ((0, 1), (1, 2))}),
-        tmp_path / "run" / "data",
-        silent,
-    )
-    assert val.is_dir()
-    shown = [np.asarray(Image.open(file)) for file in sorted(kept.film.iterdir())]
+    scored = dataclasses.replace(train.spec, split="val", offsets=(0, 1, 2), flow_pairs=((0, 1), (1, 2)))
+    val = open_clips(prepare(scored, workdir / "data", silent))
+    assert [val[i]["name"].decode() for i in range(len(val))] == [f"000_straße.mkv_0000{n}" for n in (18, 19)]
+    np.testing.assert_array_equal(read_clip(val, 1, (0, 1, 2), (), False)["frames"], frames[[19, 18, 17]])
+    shown = [np.asarray(Image.open(file)) for file in sorted((workdir / "own_video" / "film").iterdir())]
     np.testing.assert_array_equal(shown, frames[16:])
-    with pytest.raises(UserError, match="clips of train have 2 frames, and frames \\(0, 1, 2\\) are asked for"):
-        open_domain(config, tmp_path / "run", "target", DomainNeeds((0, 1, 2), ((0, 1),)), silent)
+    with pytest.raises(UserError, match=r"of train have 2 frames, .*Set --config.data.target.offsets=\(0, 1, 2\)"):
+        open_domain(config, workdir, "target", DomainNeeds((0, 1, 2), ((0, 1),)), silent)
+    flow = dataclasses.replace(train.spec, flow_source="precomputed", flow_dir=str(tmp_path / "flow"))
+    assert own_video.list_clips(flow)[0].flows == {
+        (0, 1): tmp_path / "flow" / "000_straße.mkv_000001_000000_int16_x10.npy"
+    }
+
+
+def test_a_folder_has_to_be_named(tmp_path):
+    config = base.get_config()
+    assert with_own_video(config, tmp_path) is config
+    config.data.target.name = "own_video"
+    with pytest.raises(UserError, match="raw_dir is not set: it names a folder of your own videos"):
+        with_own_video(config, tmp_path)
 
 
 def test_kept_frames_are_used_again_until_something_changes(tmp_path):
@@ -318,6 +331,14 @@ def test_clips_have_the_frame_rate_that_is_asked_for(recorded, asked, step):
     assert {a - b for clip in chosen.val for a, b in itertools.pairwise(clip.numbers)} == {step}
 
 
+def test_frames_between_which_nothing_moves_are_bridged_and_long_pauses_are_not():
+    slow = material(count=400)
+    kept = np.array([*range(0, 200, 5), *range(260, 400, 5)])
+    slow = scan.Stretch(slow.found, SIZE, 400, 40.0, 10.0, kept, kept / 10, np.zeros(len(kept), int))
+    chosen = choose.choose([slow], 10.0)
+    assert {clip.numbers[0] - clip.numbers[1] for clip in chosen.train} == {5}
+
+
 def test_every_video_and_camera_has_its_share():
     stretches = [material(f"one/{i}.mp4", count=200) for i in range(4)]
     stretches += [material("two/x.mp4", count=400), material("three/short.mp4", count=20)]
@@ -369,12 +390,15 @@ def test_pans_exposure_and_noise_are_no_cuts_and_other_streets_are():
         frame = wide[:, :192]
         pan, later = wide[:, 24:216], np.clip(frame + random.normal(0, 6, frame.shape), 0, 255).astype(np.uint8)
         brighter, darker = (np.clip(frame * gain, 0, 255).astype(np.uint8) for gain in (1.7, 0.4))
+        night = (frame * 0.15).astype(np.uint8)
+        assert not is_cut(reduce((pan * 0.15).astype(np.uint8)), reduce(night)), seed
         for other in (pan, later, brighter, darker, frame):
             assert not is_cut(reduce(other), reduce(frame)), seed
         # The same colours, and nearly the same histogram.
         street = raw_trees.frame_pixels(seed + 1000, (108, 192))
         assert is_cut(reduce(street), reduce(frame)) and is_cut(reduce(frame[:, ::-1]), reduce(frame)), seed
         assert is_cut(reduce(frame[:80]), reduce(frame))
+        assert is_cut(reduce((street * 0.15).astype(np.uint8)), reduce(night)), seed
 
 
 def test_hours_of_video_keep_a_few_frames_alive(tmp_path, monkeypatch):
