@@ -29,10 +29,12 @@ class IngestSettings:
 
     Attributes:
       size: (height, width) that the model was trained at.
+      fit: whether another size of as many pixels is taken where most frames have another ratio of their sides.
       frames_per_second, max_clips, held_out, length: as `choose.choose` takes them.
     """
 
     size: tuple[int, int]
+    fit: bool = True
     frames_per_second: float | None = None
     max_clips: int = 1000
     held_out: float = 0.2
@@ -157,7 +159,7 @@ def _make(folder, unfinished, settings, progress, run_folder, threads):
     chosen = choose.choose(
         stretches, settings.frames_per_second, settings.max_clips, settings.held_out, settings.length
     )
-    size = choose.fitting_size(stretches, settings.size)
+    size = choose.fitting_size(stretches, settings.size) if settings.fit else tuple(settings.size)
     told = [*_size_lines(stretches, size, settings), *_clip_lines(stretches, chosen)]
     for line in told:
         progress(f"own_video: {line}")
