@@ -187,15 +187,15 @@ def with_world(config, workdir, progress=print):
     return config
 
 
-def with_own_video(config, workdir, frames=2, progress=print):
+def with_own_video(config, workdir, progress=print, frames=2):
     """Keeps frames of a user's own videos if the configuration asks for that, and returns it pointing at them.
 
     Args:
       config: the run's configuration; where `data.target.name` is `own_video`, `data.target.raw_dir` is a folder of
         videos and frames, and `data.target.size` the size that the model was trained at.
       workdir: the run's folder.
-      frames: how many of a training clip the run's rows read.
       progress: called with lines of text.
+      frames: how many of a training clip the run's rows read.
 
     Returns:
       The configuration as it is for other sets; else a copy whose `data.target.raw_dir` is the folder of kept frames,

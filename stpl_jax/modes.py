@@ -53,7 +53,7 @@ def with_inputs(config, workdir, progress=print):
 
 
 def _own_video(config, workdir, frames, progress):
-    section = with_own_video(config, workdir, frames, progress).data.target
+    section = with_own_video(config, workdir, progress, frames).data.target
     return {"raw_dir": section.raw_dir, "size": tuple(section.size)}
 
 

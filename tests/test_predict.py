@@ -138,7 +138,7 @@ def test_one_compilation_serves_all_frames_of_a_size(model):
 def test_what_a_model_says_of_itself(model, tmp_path):
     assert model.classes == tuple(NAMES) and model.size == TRAIN_SIZE
     assert model.path == tmp_path / "row" / "checkpoints" / "0"
-    np.testing.assert_array_equal(model.palette, colour_table(CLASSES["viper"]))
+    np.testing.assert_array_equal(model.palette, colour_table(NAMES, "viper"))
 
 
 def test_loading_a_row_of_a_working_directory(tmp_path, tiny_config, tiny_variables):
