@@ -190,10 +190,8 @@ def _make(folder, unfinished, settings, progress, run_folder, threads):
 
 def _size_lines(stretches, size, settings):
     own = f"the model's {settings.size[0]}x{settings.size[1]}"
-    same = size == tuple(settings.size)
-    yield f"frames are brought to {size[0]}x{size[1]} (height x width), " + (
-        own if same else f"whose ratio of sides is theirs, with about as many pixels as {own}"
-    )
+    why = "" if size == tuple(settings.size) else f", in their ratio of sides and with about as many pixels as {own}"
+    yield f"frames are brought to {size[0]}x{size[1]} (height x width){why}"
     for stretch in stretches:
         share = keep.cut_share(stretch.size, size)
         if share > 0.02:

@@ -196,10 +196,10 @@ def test_kept_frames_are_prepared_as_a_set_without_labels(tmp_path):
     config = base.get_config()
     config.data.target.update(name="own_video", raw_dir=str(tmp_path / "my videos"), size=(32, 192))
     told = []
-    config = with_own_video(config, workdir, told.append)
+    config = with_own_video(config, workdir, progress=told.append)
     assert told[0] == "own_video: straße.mkv: 20 frames, 2.0 s, 10 frames/s, 64x96, 20 usable, 0 cuts or gaps"
     assert config.data.target.raw_dir == str(workdir / "own_video") and config.data.target.size == SIZE
-    assert with_own_video(config, workdir, silent) is config
+    assert with_own_video(config, workdir) is config
     train = open_domain(config, workdir, "target", DomainNeeds(), silent)
     assert len(train) == 13 and train[0]["name"].decode() == "000_straße.mkv_000001"
     clip = read_clip(train, 4, (0, 1), ((0, 1),), False)
