@@ -90,12 +90,13 @@ def write_frames(config, workdir, rows, progress=print):
     )
 
 
-def read_masks(workdir, source):
+def read_masks(workdir, source, model_classes):
     """Reads the masks that a person has put beside the frames of `write_frames`.
 
     Args:
       workdir: the run's folder.
       source: `ClipSource` of the held-out clips.
+      model_classes: names of the classes that are predicted; pixels of any other are ignored.
 
     Returns:
       `Masks` at the size of the frames, or None where there are none.
@@ -109,6 +110,9 @@ def read_masks(workdir, source):
     if not files:
         return None
     own = own_labels.read_classes(folder / own_labels.CLASSES_FILE)
+    table = np.full(256, own_labels.IGNORED, np.uint8)
+    known = np.flatnonzero(own.known_to(model_classes))
+    table[known] = known
     places, masks = {source[i]["name"].decode(): i for i in range(len(source))}, {}
     for name, file in files.items():
         frame = folder / own_labels.FRAMES / f"{name}.png"
@@ -118,9 +122,12 @@ def read_masks(workdir, source):
                 + ("no clip of that name" if name not in places else f"another picture of that name than {frame}")
                 + ". Take it away, or name it like the frame that it labels."
             )
-        masks[places[name]] = own_labels.read_mask(file, own, source.spec.size)
+        masks[places[name]] = table[own_labels.read_mask(file, own, source.spec.size)]
     if all((mask == own_labels.IGNORED).all() for mask in masks.values()):
-        raise UserError(f"{folder / own_labels.LABELS}: no pixel of a class in {len(masks)} masks: all are ignored.")
+        raise UserError(
+            f"{folder / own_labels.LABELS}: no pixel of a class in {len(masks)} masks that the model knows, too: all "
+            "are ignored."
+        )
     digest = hashlib.sha256(repr((own.names, sorted(masks))).encode())
     for i in sorted(masks):
         digest.update(masks[i].tobytes())

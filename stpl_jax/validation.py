@@ -71,7 +71,7 @@ class Validation:
         """Figures without labels; with masks beside the frames that were chosen for that, scores on these, too."""
         names = model_classes(self.config.data)
         found = measure(self.step, model, self.batches(), names, update).as_json()
-        labelled = to_label.read_masks(self.workdir, self.source)
+        labelled = to_label.read_masks(self.workdir, self.source, names)
         if labelled is None:
             return found
         own, groups = labelled.own, labelled.own.groups_of(names)

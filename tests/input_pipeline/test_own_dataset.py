@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from film_dataset import FILM, picture, save
 from PIL import Image
 
 from configs import base
@@ -13,7 +14,7 @@ from input_pipeline import labels
 from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.class_maps import ClassMap
 from input_pipeline.clips import open_clips, read_clip
-from input_pipeline.dataset import ClipFiles, Dataset, flow_folders, flows_of, labelled_clips
+from input_pipeline.dataset import Dataset, labelled_clips
 from input_pipeline.datasets import DATASETS
 from input_pipeline.domains import domain_spec, open_domain
 from input_pipeline.errors import UserError
@@ -61,45 +62,6 @@ TOY = Dataset(
 )
 
 
-def film_folders(spec):
-    return [(Path(spec.raw_dir) / "film", None)]
-
-
-def list_film(spec):
-    """Every frame that has the frames before it."""
-    ((folder, _),) = film_folders(spec)
-    paths = {int(path.stem): path for path in folder.glob("*.png")}
-    return [
-        ClipFiles(
-            f"film_{n:03}",
-            None,
-            {k: paths[n - k] for k in spec.offsets},
-            flows_of(spec, FILM, "f", n, flow_folders(spec)),
-        )
-        for n in sorted(paths)
-        if n >= max(spec.offsets)
-    ]
-
-
-FILM = Dataset(
-    name="film",
-    folders=film_folders,
-    expected="film/N.png",
-    list_clips=list_film,
-    flow_name=flow_name,
-    splits={"train": False, "val": False},
-)
-
-
-def picture(seed):
-    return np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), np.uint8)
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
 IDS = np.random.default_rng(0).choice(np.array([0, 5, 6, 9], np.uint8), SIZE)
 
 
@@ -111,11 +73,11 @@ def config(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for video in "ab":
             for n in (6, 7):
-                save(tmp_path / "toy" / split / "pictures" / video / f"{video}{n}.png", picture(n))
+                save(tmp_path / "toy" / split / "pictures" / video / f"{video}{n}.png", picture(n, SIZE))
             save(tmp_path / "toy" / split / "ids" / video / f"{video}7.png", IDS)
             write_flow(tmp_path / "flow" / flow_name(video, 7, 6), np.full((*SIZE, 2), 1.5))
     for n in range(4):
-        save(tmp_path / "film" / f"{n}.png", picture(n))
+        save(tmp_path / "film" / f"{n}.png", picture(n, SIZE))
     config = base.get_config()
     config.data.classes = "toy"
     for section in (config.data.source, config.data.target):
@@ -136,7 +98,7 @@ def test_it_is_listed_prepared_and_read_back(config, tmp_path):
     source = open_domain(config, tmp_path / "run", "source", DomainNeeds(labels=True), silent)
     assert [source[i]["name"].decode() for i in range(len(source))] == ["a_7", "b_7"]
     clip = read_clip(source, 0, (0, 1), ((0, 1),), True)
-    shown = Image.fromarray(picture(6)[:20]).resize((20, 16), Image.Resampling.BICUBIC)
+    shown = Image.fromarray(picture(6, SIZE)[:20]).resize((20, 16), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(clip["frames"][1], shown)
     meant = np.array([255, 255, 255, 255, 255, 0, 0, 255, 255, 1], np.uint8)[IDS[:20]]
     meant = Image.fromarray(meant).resize((20, 16), Image.Resampling.NEAREST)
