@@ -94,7 +94,7 @@ def look_at(path):
             notes.append(f"{path} is HDR ({_HDR[picture.color_trc]}); its colours are converted to BT.709")
         if picture.interlaced_frame:
             notes.append(f"{path} is interlaced; both fields of a frame are taken together, without deinterlacing")
-        size = _upright(np.empty((picture.height, picture.width)), picture).shape
+        size = _upright(np.empty((picture.height, picture.width)), picture, {}).shape
         return Found(size, announced_packets(container, stream), 1 / stream.time_base, tuple(notes))
 
 
@@ -118,7 +118,7 @@ def decode(path, losses):
     """
     with open_video(path) as container:
         stream = best_stream(path, container)
-        clock, reformatter = _Clock(stream), VideoReformatter()
+        clock, reformatter, matrices = _Clock(stream), VideoReformatter(), {}
         number = video = 0
         size, doubtful, incomplete = None, False, []
         for taken in _pictures(container, stream, losses):
@@ -131,7 +131,7 @@ def decode(path, losses):
                 losses.damaged = sorted(losses.damaged + (incomplete if not taken.joined else []))
                 break
             try:
-                pixels = _rgb(taken.picture, reformatter)
+                pixels = _rgb(taken.picture, reformatter, matrices)
             except av.FFmpegError as error:
                 kind = f"{taken.picture.format.name}, {error.strerror}"
                 raise SourceError(f"{path}: frame {number} cannot be converted to RGB ({kind}).") from error
@@ -319,18 +319,25 @@ def _is_built_upon_only(stream, packet):
     return stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
 
 
-def _rgb(picture, reformatter):
+def _rgb(picture, reformatter, matrices):
     target = {}
     if picture.color_primaries == ColorPrimaries.BT2020 or picture.color_trc in _HDR:
         target = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
     # BGR and these options: what OpenCV asks for, to the bit. RGB is rounded otherwise where pixels have ten bits.
     bgr = reformatter.reformat(picture, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1, **target)
-    return np.ascontiguousarray(_upright(cv2.cvtColor(bgr.to_ndarray(), cv2.COLOR_BGR2RGB), picture))
+    return np.ascontiguousarray(_upright(cv2.cvtColor(bgr.to_ndarray(), cv2.COLOR_BGR2RGB), picture, matrices))
 
 
-def _upright(pixels, picture):
-    """Turns and mirrors a frame as the file's display matrix says, to the nearest right angle."""
-    matrix = next((bytes(d) for d in picture.side_data if d.type == SideDataType.DISPLAYMATRIX), None)
+def _upright(pixels, picture, matrices):
+    """Turns and mirrors a frame as the file's display matrix says, to the nearest right angle.
+
+    `matrices` keeps the matrix of each angle: PyAV's list of a frame's side data holds the frame, which holds the list,
+    so that a frame whose list was asked for lives until Python looks for such cycles.
+    """
+    angle = picture.rotation
+    if angle not in matrices:
+        matrices[angle] = next((bytes(d) for d in picture.side_data if d.type == SideDataType.DISPLAYMATRIX), None)
+    matrix = matrices[angle]
     if matrix is None:
         return pixels
     # A point (x, y) goes to (a x + c y, b x + d y).

@@ -1,3 +1,4 @@
+import gc
 from fractions import Fraction
 
 import av
@@ -96,6 +97,20 @@ def test_frames_are_turned_and_mirrored(tmp_path, matrix, turned):
     (frame,), _ = read(path)
     np.testing.assert_array_equal(frame.pixels, turned(street))
     assert look_at(path).size == frame.pixels.shape[:2]
+
+
+def test_frames_are_let_go_as_they_come(tmp_path):
+    path = video_files.write(tmp_path / "v.mp4", video_files.street(20), change=lambda s: s.set_display_rotation(90))
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in decode(path, Losses()):
+            alive.append(sum(isinstance(found, av.VideoFrame) for found in gc.get_objects()))
+    finally:
+        gc.enable()
+    # The one whose matrix was read, the one that is shown, and those that the decoder gives at the end at once.
+    assert len(alive) == 20 and max(alive) <= 5
 
 
 def test_hdr_becomes_bt709(tmp_path, monkeypatch):
