@@ -39,11 +39,12 @@ class Found:
         """Whether it is a video file."""
         return not self.files
 
-    def read(self, losses):
+    def read(self, losses, only=None):
         """Reads the frames, one at a time.
 
         Args:
           losses: `Losses`; what cannot be read is added.
+          only: numbers of the frames that are wanted, None for all; of a video others come, too.
 
         Yields:
           `video_decode.Shown`, in the order of time. A picture counts as one tick.
@@ -51,25 +52,24 @@ class Found:
         Raises:
           SourceError: nothing of a video file can be read.
         """
-        return video_decode.decode(self.path, losses) if self.is_video else self._pictures(losses)
+        return video_decode.decode(self.path, losses) if self.is_video else self._pictures(losses, only)
 
-    def _pictures(self, losses):
-        number = breaks = 0
-        size = None
-        for video in split_into_videos(self.files):
-            for file in video.files:
-                try:
-                    pixels = read_picture(file)
-                except SourceError as error:
-                    losses.skipped.append((number, None))
-                    losses.remarks.append(str(error))
-                    breaks += 1
-                else:
-                    breaks += size not in (None, pixels.shape)
-                    size = pixels.shape
-                    yield video_decode.Shown(number, pixels, breaks, number, 1)
-                number += 1
-            breaks += 1
+    def _pictures(self, losses, only):
+        ordered = ((i, file) for i, video in enumerate(split_into_videos(self.files)) for file in video.files)
+        breaks, size = 0, None
+        for number, (i, file) in enumerate(ordered):
+            if only is not None and number not in only:
+                continue
+            try:
+                pixels = read_picture(file)
+            except SourceError as error:
+                losses.skipped.append((number, None))
+                losses.remarks.append(str(error))
+                breaks += 1
+            else:
+                breaks += size not in (None, pixels.shape)
+                size = pixels.shape
+                yield video_decode.Shown(number, pixels, i + breaks, number, 1)
 
 
 @dataclasses.dataclass

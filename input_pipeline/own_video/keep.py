@@ -54,7 +54,7 @@ def keep(stretches, wanted, size, folder, progress, threads):
 
     def write(i):
         missing = dict(wanted[i])
-        for shown in stretches[i].found.read(Losses()):
+        for shown in stretches[i].found.read(Losses(), wanted[i]):
             names = missing.pop(shown.number, ())
             for name in names:
                 path = Path(folder) / name
