@@ -79,8 +79,9 @@ def write_frames(config, workdir, rows, progress=print):
         frame = read_clip(source, found.clips[i], (0,), (), label=False)["frames"][0]
         write_image(folder / own_labels.FRAMES / f"{found.names[i]}.png", frame)
     model = next(iter(models.values()))
-    if not masks:
-        own_labels.write_classes(folder / own_labels.CLASSES_FILE, model.classes, model.palette)
+    classes = folder / own_labels.CLASSES_FILE
+    if not masks or not classes.is_file():
+        own_labels.write_classes(classes, model.classes, model.palette)
     line = f"choose_frames  {len(chosen)} frames in {folder / own_labels.FRAMES}"
     if masks:
         line += f", beside {len(masks)} that have masks"
