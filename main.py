@@ -17,7 +17,11 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: data, checkpoints, logs, report.")
 flags.DEFINE_enum(
-    "mode", "auto", MODES, "auto does what is missing of pretrain, adapt, evaluate and report; flow writes flow files."
+    "mode",
+    "auto",
+    MODES,
+    "auto does what is missing of pretrain, adapt, evaluate and report; flow writes flow files; choose_frames writes "
+    "held-out frames that are worth labelling.",
 )
 flags.DEFINE_string("input", None, "predict: a video file or a folder of frames.")
 flags.DEFINE_string("output", None, "predict: folder for class maps and overlays.")

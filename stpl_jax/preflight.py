@@ -26,10 +26,11 @@ from input_pipeline.domains import (
 )
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
+from input_pipeline.labels import CLASSES
 from input_pipeline.loader import check_crop
 from input_pipeline.needs import DomainNeeds
 from input_pipeline.spec import DatasetSpec, merged, prepared_path
-from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes
+from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes, to_label
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
@@ -157,6 +158,10 @@ def _check(config, workdir, rows, progress, training):
     preparing.settle(used)
     for row in work:
         problems.look(_compare_data, row, workdir, prepared)
+    for path, wanted in zip(used, sets.values(), strict=True):
+        if wanted.domain == "val" and wanted.spec.classes is None:
+            # A bad mask is better known of now than once training has ended.
+            problems.look(to_label.read_masks, workdir, open_clips(path), CLASSES[wanted.settings.data.classes])
     problems.say()
     for wanted in sets.values():
         _tell_of_consistency(wanted.spec, progress)

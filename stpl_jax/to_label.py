@@ -61,7 +61,10 @@ def write_frames(config, workdir, rows, progress=print):
         )
     folder = Path(workdir) / run_folder.TO_LABEL
     masks = own_labels.find_masks(folder)
-    models = {row: predict.load(path, tell=progress) for row, path in rows.items()}
+    models = {}
+    for row, path in rows.items():
+        # As it was scored: a source model that was given may come from another size.
+        models[row] = dataclasses.replace(predict.load(path, tell=progress), size=source.spec.size)
     wanted = max(0, config.label.count - len(masks))
     found = compare(models, source, max(1, _LOOKED_AT * config.label.count))
     chosen = [i for i in found.most_differing(config.label.count) if found.names[i] not in masks]
@@ -76,8 +79,9 @@ def write_frames(config, workdir, rows, progress=print):
         frame = read_clip(source, found.clips[i], (0,), (), label=False)["frames"][0]
         write_image(folder / own_labels.FRAMES / f"{found.names[i]}.png", frame)
     model = next(iter(models.values()))
-    if not masks:
-        own_labels.write_classes(folder / own_labels.CLASSES_FILE, model.classes, model.palette)
+    classes = folder / own_labels.CLASSES_FILE
+    if not masks or not classes.is_file():
+        own_labels.write_classes(classes, model.classes, model.palette)
     line = f"choose_frames  {len(chosen)} frames in {folder / own_labels.FRAMES}"
     if masks:
         line += f", beside {len(masks)} that have masks"

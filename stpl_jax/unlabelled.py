@@ -248,8 +248,8 @@ def warnings(row, figures, source, statistics_moved=None):
         )
     if statistics_moved is not None and statistics_moved < _HARDLY:
         lines.append(
-            f"{row}: the batch statistics moved by {statistics_moved:.2f}% only. It is nearly the source model, or the "
-            "video is nearly what the source model was trained on."
+            f"{row}: the batch statistics are nearly the source model's (moved by {statistics_moved:.2f}%): the row "
+            "learned little of this video, or the video looks like what the source model was trained on."
         )
     return lines
 

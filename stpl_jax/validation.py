@@ -70,15 +70,16 @@ class Validation:
     def _look(self, model, update):
         """Figures without labels; with masks beside the frames that were chosen for that, scores on these, too."""
         names = model_classes(self.config.data)
-        found = measure(self.step, model, self.batches(), names, update).as_json()
         labelled = to_label.read_masks(self.workdir, self.source, names)
+        found = measure(self.step, model, self.batches(), names, update).as_json()
         if labelled is None:
             return found
         own, groups = labelled.own, labelled.own.groups_of(names)
         other = () if groups is None else (groups, len(own.classes))
         step = compiled_eval_step(self.segmenter, self.config.flow.scale, *other)
-        scores = evaluate(step, update.model if update else model, self.batches(labelled.masks), own.classes,
-                          own.known_to(names)).as_json()  # fmt: skip
+        # Scored on the way, it is the network after all updates that meets the labels.
+        model, batches = update.model if update else model, self.batches(labelled.masks)
+        scores = evaluate(step, model, batches, own.classes, own.known_to(names)).as_json()
         scores = {name: scores[name] for name in ("miou", "iou", "confusion")}
         return found | scores | {"labelled": len(labelled.masks), "labels": labelled.digest, "classes": own.classes}
 

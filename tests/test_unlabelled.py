@@ -94,7 +94,7 @@ def figures(shares=(60, 40), confidence=80.0, warped=90.0):
         (figures(confidence=85.0), 20, []),
         (figures(warped=80.0), 20, []),
         (figures(confidence=85.0, warped=None), 20, []),
-        (figures(), 0.25, ["statistics moved by 0.25% only"]),
+        (figures(), 0.25, ["statistics are nearly the source model's (moved by 0.25%)"]),
         (figures(), None, []),
     ],
 )

@@ -1,5 +1,6 @@
 """The pictures of a report: frames with predictions and label, and a video of the network before and after."""
 
+import dataclasses
 import io
 import itertools
 from typing import NamedTuple
@@ -25,6 +26,8 @@ _LEAST_PANEL_WIDTH = 256
 _VIDEO_FPS = 10.0
 # Of frames that do not follow each other.
 _CLIPS_FPS = 2.0
+# Of a stretch: enough to see by, and every network has to segment them.
+_MOST_FILM_FRAMES = 150
 # Of pictures inside the page: beyond these it would be slow to load, and nobody would see more.
 _MOST_PAGE_WIDTH = 512
 _MOST_STRIP_WIDTH = 320
@@ -64,12 +67,13 @@ class Strip(NamedTuple):
 
 
 def load_models(config, workdir, rows, progress):
-    """Loads the networks of rows, as far as there are any, to show: caption -> `Model`."""
+    """Loads the networks of rows, as far as there are any, to show as they were scored: caption -> `Model`."""
+    size = tuple(config.data.target.size)  # a source model that was given may come from another
     models = {}
     for row in rows:
         try:
             path = row_model(config, workdir, row) or run_folder.checkpoints(workdir, row)
-            models[row] = predict.load(path, tell=progress)
+            models[row] = dataclasses.replace(predict.load(path, tell=progress), size=size)
         except checkpoint.CheckpointError as error:
             progress(f"report  no pictures of {row}: {error}")
     return models
@@ -187,7 +191,9 @@ def write_film(workdir, models, source, comparison, progress):
         frames, note = open_source(stretch), "A stretch of video that is held out, frame by frame"
         manifest = read_json(workdir / run_folder.OWN_VIDEO_MANIFEST, "Delete its folder.") or {}
         rate = float(manifest.get("film_rate") or _VIDEO_FPS)
-        return _write_film(workdir, models, _segmented(frames, models), frames.count, rate, note, progress)
+        count = min(frames.count, _MOST_FILM_FRAMES)
+        moments = itertools.islice(_segmented(frames, models), count)
+        return _write_film(workdir, models, moments, count, rate, note, progress)
     count = len(comparison.clips)
     moments = (_compared(source, comparison, i) for i in range(count))
     note = f"One frame of each of {count} held-out clips, in their order"

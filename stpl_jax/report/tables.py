@@ -8,7 +8,7 @@ def percent(value):
 
 def difference(value, base):
     """How far a score lies above another, with its sign."""
-    return "-" if value is None or base is None else f"{value - base:+.1f}"
+    return "-" if value is None or base is None else f"{round(value - base, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def figure(value, form=".4f"):
