@@ -179,10 +179,13 @@ def _find_row(config, workdir, row, training):
         scored = read_scores(workdir, row)
     if not training or (row == SOURCE and config.init_from):
         return _Row(row, settings, val, scored)
-    needs = dict(make_method(settings, build_segmenter(settings)).needs) | val
+    method = make_method(settings, build_segmenter(settings))
+    needs = dict(method.needs) | val
     if is_done(settings, scored):
         check_same_run(settings, scored.config, workdir / row)
         return _Row(row, settings, needs, scored, done=True)
+    if settings.optim.frozen or settings.optim.multipliers:
+        _check_parameters(settings, method)
     meta = None
     # Where it cannot be read, nothing was saved yet, or the training loop says what is wrong.
     with contextlib.suppress(checkpoint.CheckpointError):
@@ -198,6 +201,17 @@ def is_done(settings, scores):
         return scores is not None
     # An online method takes as many steps as there are batches to score.
     return bool(scores.last.get("online")) and make_method(settings, build_segmenter(settings)).online
+
+
+def _check_parameters(settings, method):
+    """Raises `UserError` where settings of the optimiser name parameters that there are not; computes no values."""
+    key = jax.random.key(0)
+
+    def init():
+        params, _ = method.init(key, initial_variables(method.segmenter, key))
+        return {group: optimiser.init(params[group]) for group, optimiser in method.optimisers(settings.optim).items()}
+
+    jax.eval_shape(init)
 
 
 def _look_at_weights(config, workdir, rows, work, problems):

@@ -193,6 +193,14 @@ def test_flow_network_is_looked_at_where_flow_is_missing(config, tmp_path, monke
         check(config, tmp_path, "source_only")
 
 
+@pytest.mark.parametrize("key, value", [("frozen", ("layer7",)), ("multipliers", (("decoders", 2.0),))])
+def test_parameters_that_there_are_not_are_said_first(config, tmp_path, weights, key, value):
+    config.init_from, config.optim[key] = str(weights), value
+    with pytest.raises(UserError, match=f"config.optim.{key}: .*means no parameter.*projection.*segmenter/layer5"):
+        check(config, tmp_path, "stpl")
+    assert not (tmp_path / "run").exists()
+
+
 def test_adapting_needs_a_source_model(config, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="Adapting needs a source model"):
         check(config, tmp_path, "stpl")
