@@ -9,7 +9,6 @@ ROW/checkpoints/STEP/       one row of the results table: its checkpoints,
 ROW/metrics.jsonl           its log,
 ROW/evaluation.json         its scores
 analysis/                   networks side by side in feature space
-own_video/film/             frames of a stretch of one's own video that is held out
 to_label/                   frames to be labelled, classes.json, and masks
 report.{json,md,html}  frames/  video.mp4
 """
@@ -30,8 +29,6 @@ ANALYSIS = "analysis"
 ANALYSIS_RESULTS = "analysis.json"
 ANALYSIS_TEXT = "analysis.md"
 ANALYSIS_FILES = "files.json"
-OWN_VIDEO_MANIFEST = "own_video/manifest.json"
-FILM = "own_video/film"
 TO_LABEL = "to_label"
 REPORT_NUMBERS = "report.json"
 REPORT_TEXT = "report.md"

@@ -26,7 +26,7 @@ from input_pipeline.domains import (
 )
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
-from input_pipeline.labels import CLASSES
+from input_pipeline.labels import model_classes
 from input_pipeline.loader import check_crop
 from input_pipeline.needs import DomainNeeds
 from input_pipeline.spec import DatasetSpec, merged, prepared_path
@@ -161,7 +161,7 @@ def _check(config, workdir, rows, progress, training):
     for path, wanted in zip(used, sets.values(), strict=True):
         if wanted.domain == "val" and wanted.spec.classes is None:
             # A bad mask is better known of now than once training has ended.
-            problems.look(to_label.read_masks, workdir, open_clips(path), CLASSES[wanted.settings.data.classes])
+            problems.look(to_label.read_masks, workdir, open_clips(path), model_classes(wanted.settings.data))
     problems.say()
     for wanted in sets.values():
         _tell_of_consistency(wanted.spec, progress)

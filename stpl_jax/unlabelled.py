@@ -22,8 +22,8 @@ from stpl_jax.ops.resize import argmax_resized
 # A class has vanished where its share fell below a tenth of what it was, and below this, percent. What was rarer than
 # a tenth of that before may have been noise.
 _VANISHED, _NOISE = 0.1, 0.01
-# A class has taken over where it has most pixels and gained this, percentage points.
-_TAKEN_OVER, _GAINED = 50.0, 20.0
+# A change of a share by this, percentage points, is much; a class that has most pixels then has taken over.
+_MUCH, _TAKEN_OVER = 20.0, 50.0
 # Percentage points that confidence gains and consistency loses, so that it is worth a word.
 _RISES, _FALLS = 1.0, 1.0
 # Relative change of running statistics, percent.
@@ -235,8 +235,10 @@ def warnings(row, figures, source, statistics_moved=None):
         )
         if before >= _NOISE and after < min(_VANISHED, before / 10):
             lines.append(f"{row}: the class {name} has almost vanished, {change}.")
-        if after >= _TAKEN_OVER and after - before >= _GAINED:
+        elif after >= _TAKEN_OVER and after - before >= _MUCH:
             lines.append(f"{row}: the class {name} has taken over, {change}.")
+        elif abs(after - before) >= _MUCH:
+            lines.append(f"{row}: the class {name} has {'grown' if after > before else 'shrunk'} much, {change}.")
     key = "temporal_consistency_warped"
     sure, steady = figures["confidence"] - source["confidence"], None
     if None not in (figures[key], source[key]):

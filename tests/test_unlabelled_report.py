@@ -115,7 +115,8 @@ def test_one_row_alone_and_a_stretch_of_video(run, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(folder / name)
     for n in range(3):
         save(tmp_path / "own_video" / "film" / f"{n}.png", picture(n, SIZE))
-    (tmp_path / "own_video" / "manifest.json").write_text('{"film_rate": 5.0}')
+    kept = dict.fromkeys(("made_from", "settings", "frames", "clips", "size", "lines")) | {"film_rate": 5.0}
+    (tmp_path / "own_video" / "manifest.json").write_text(json.dumps(kept))
     writing.write_report(config, tmp_path, silent)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["agreement"] == [] and report["warnings"] == [w for w in report["warnings"] if "Only 6" in w]
@@ -148,7 +149,7 @@ def test_frames_are_chosen_and_their_masks_scored(run):
     random, masks = np.random.default_rng(0), {}
     for n, frame in enumerate(frames[:2]):
         ids = random.choice(np.array([*range(15), 255], np.uint8), SIZE)
-        pixels = ids if n else np.where(ids[..., None] < 255, colour_table("viper")[ids], 0).astype(np.uint8)
+        pixels = ids if n else np.where(ids[..., None] < 255, colour_table(NAMES, "viper")[ids], 0).astype(np.uint8)
         save(folder / "to_label" / "labels" / frame.name, pixels)
         masks[places[frame.stem]] = ids
     modes.choose_frames(config, folder, silent)

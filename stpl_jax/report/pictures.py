@@ -12,9 +12,9 @@ from PIL import Image
 from input_pipeline import run_folder
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
-from input_pipeline.files import read_json
 from input_pipeline.flow_files import to_pixels
 from input_pipeline.frames import open_source
+from input_pipeline.own_video.manifest import FILM, read_manifest
 from stpl_jax import checkpoint, predict
 from stpl_jax.model_choice import row_model
 from stpl_jax.validation import scored_parts
@@ -186,11 +186,11 @@ def write_film(workdir, models, source, comparison, progress):
     Args:
       workdir, models, source, comparison, progress: as `write_differing` takes them.
     """
-    stretch = workdir / run_folder.FILM
+    kept = run_folder.own_video(workdir)
+    stretch = kept / FILM
     if stretch.is_dir() and any(stretch.iterdir()):
         frames, note = open_source(stretch), "A stretch of video that is held out, frame by frame"
-        manifest = read_json(workdir / run_folder.OWN_VIDEO_MANIFEST, "Delete its folder.") or {}
-        rate = float(manifest.get("film_rate") or _VIDEO_FPS)
+        rate = (read_manifest(kept) or {}).get("film_rate", _VIDEO_FPS)
         count = min(frames.count, _MOST_FILM_FRAMES)
         moments = itertools.islice(_segmented(frames, models), count)
         return _write_film(workdir, models, moments, count, rate, note, progress)

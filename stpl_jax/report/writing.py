@@ -8,6 +8,7 @@ import jax
 from input_pipeline import run_folder
 from input_pipeline.domains import open_domain
 from input_pipeline.files import write_atomically
+from input_pipeline.labels import PALETTE, colour_table
 from stpl_jax import unlabelled
 from stpl_jax.report import analysis, charts, pictures, tables
 from stpl_jax.report.analysis_files import read_results
@@ -144,6 +145,7 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
         "report.html",
         **view,
         policy=POLICY,
+        palette=_palette(report),
         sections=[(name, heading) for name, heading, content in sections if content],
         row_colours=colours,
         classes=tables.class_scores(report, ("source_only", method, "oracle")),
@@ -154,6 +156,12 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
         confusion=counted,
         analysis=results,
     )
+
+
+def _palette(report):
+    """Colour of each class's swatch: the model's, as in the pictures, and those that are known of other names."""
+    colours = colour_table(report["classes"], report["config"]["data"]["classes"])
+    return PALETTE | {name: tuple(map(int, colours[i])) for i, name in enumerate(report["classes"])}
 
 
 def _curve_charts(report, curves, colours):

@@ -46,7 +46,7 @@ def test_classes_are_read(own):
 
 
 def test_what_is_written_is_read(tmp_path):
-    names, palette = CLASSES["viper"], colour_table("viper")
+    names, palette = CLASSES["viper"], colour_table(CLASSES["viper"], "viper")
     own_labels.write_classes(tmp_path / "classes.json", names, palette)
     own = own_labels.read_classes(tmp_path / "classes.json")
     assert own.classes == names and own.groups_of(names) is None
