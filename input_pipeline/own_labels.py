@@ -164,6 +164,13 @@ def find_masks(folder):
     return {file.stem: file for file in files}
 
 
+def check_named(folder, masks, names):
+    """Raises `UserError` where masks of a folder are of none of the frames with these names."""
+    if other := [file.name for name, file in masks.items() if name not in names]:
+        listed = ", ".join(line.strip() for line in capped(other, 5))
+        raise UserError(f"{Path(folder) / LABELS}: masks are named like their frames, and no frame is called {listed}.")
+
+
 def read_mask(path, own, size=None):
     """Reads a mask.
 

@@ -95,7 +95,7 @@ def write_frames(config, workdir, rows, progress=print):
 
 
 def read_masks(workdir, source, model_classes):
-    """Reads the masks that a person has put beside the frames of `write_frames`.
+    """Reads the masks that a person has put beside the frames of `write_frames`, or else beside the material's own.
 
     Args:
       workdir: the run's folder.
@@ -111,6 +111,10 @@ def read_masks(workdir, source, model_classes):
     """
     folder = Path(workdir) / run_folder.TO_LABEL
     files = own_labels.find_masks(folder)
+    if not files:
+        # Those that the material came with.
+        folder = run_folder.own_video(workdir)
+        files = own_labels.find_masks(folder)
     if not files:
         return None
     own = own_labels.read_classes(folder / own_labels.CLASSES_FILE)

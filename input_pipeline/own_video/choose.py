@@ -59,7 +59,7 @@ class Chosen:
     film_rate: float
 
 
-def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, length=2):
+def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, length=2, labelled=None):
     """Chooses the clips.
 
     Args:
@@ -68,6 +68,7 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
       max_clips: most clips to adapt on; of held-out ones, the share of that.
       held_out: share of each video's time, at its end.
       length: frames of a clip to adapt on.
+      labelled: {index of the stretch: numbers of frames that have labels}: all of them are held out, whenever they are.
 
     Returns:
       `Chosen`.
@@ -75,13 +76,17 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
     Raises:
       UserError: there are not enough frames; says of each video how long its longest run is.
     """
-    train, val, films = [], [], []
+    train, val, films, scored = [], [], [], []
     for i, stretch in enumerate(stretches):
         rate = frames_per_second or min(stretch.rate, HIGHEST_RATE)
         runs = _runs(stretch, rate)
         cutoff, gap = _held_out_from(stretch, runs, held_out, rate)
         late = [run[stretch.times[run] >= cutoff] for run in runs]
-        train.append(_windows([run[stretch.times[run] < cutoff - gap] for run in runs], length))
+        windows = _windows(runs, HELD_OUT_FRAMES)
+        marked = windows[np.isin(stretch.numbers[windows[:, -1]], list((labelled or {}).get(i, ())))]
+        scored += [_clip(stretches, i, row) for row in marked]
+        far = _far_from(stretch.times, marked, max(gap, 1.5 / rate))
+        train.append(_windows([run[(stretch.times[run] < cutoff - gap) & far[run]] for run in runs], length))
         val.append(_windows(late, HELD_OUT_FRAMES))
         films += [(i, rate, run) for run in late if len(run) >= HELD_OUT_FRAMES]
     if not any(map(len, train)) or not any(map(len, val)):
@@ -91,7 +96,24 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
     film = tuple(int(stretches[i].numbers[k]) for k in run[: math.ceil(FILM_SECONDS * rate)])
     most_held_out = max(1, round(max_clips * held_out))
     train = _spread(stretches, train, groups, max_clips)
-    return Chosen(train, _spread(stretches, val, groups, most_held_out), (i, film), rate)
+    val = _sorted({*_spread(stretches, val, groups, most_held_out), *scored})
+    return Chosen(train, val, (i, film), rate)
+
+
+def _far_from(times, windows, gap):
+    """Whether each frame lies further than a gap from the time of all windows, `[frames]` bool."""
+    far = np.ones(len(times), bool)
+    for window in windows:
+        far &= (times < times[window[0]] - gap) | (times > times[window[-1]] + gap)
+    return far
+
+
+def _clip(stretches, i, row):
+    return Clip(i, tuple(stretches[i].numbers[row[::-1]].tolist()))
+
+
+def _sorted(clips):
+    return sorted(clips, key=lambda clip: (clip.stretch, clip.numbers[0]))
 
 
 def _runs(stretch, rate):
@@ -144,8 +166,8 @@ def _spread(stretches, candidates, groups, most):
         members = [i for i, name in enumerate(groups) if name == group]
         for i, share in zip(members, _shares([len(candidates[i]) for i in members], total), strict=True):
             rows = candidates[i][np.linspace(0, len(candidates[i]) - 1, share).round().astype(int)]
-            taken += [Clip(i, tuple(stretches[i].numbers[row[::-1]].tolist())) for row in rows]
-    return sorted(taken, key=lambda clip: (clip.stretch, clip.numbers[0]))
+            taken += [_clip(stretches, i, row) for row in rows]
+    return _sorted(taken)
 
 
 def _shares(available, most):

@@ -8,10 +8,10 @@ import re
 import shutil
 from pathlib import Path
 
-from input_pipeline import raw_files
+from input_pipeline import own_labels, raw_files
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import write_atomically
-from input_pipeline.own_video import choose, keep
+from input_pipeline.own_video import choose, given_labels, keep
 from input_pipeline.own_video.folder import LeftOut, look
 from input_pipeline.own_video.manifest import FILM, FRAMES, MANIFEST, read_manifest
 from input_pipeline.own_video.scan import scan
@@ -113,6 +113,10 @@ def _files(folder, run_folder):
     paths = {}
     for found in look(folder, LeftOut(), run_folder):
         paths |= {f"{found.name}/{file.name}": file for file in found.files} or {found.name: found.path}
+        beside = found.path.parent
+        if found.files and found.path.name.lower() == own_labels.FRAMES and (beside / own_labels.LABELS).is_dir():
+            given = [beside / own_labels.CLASSES_FILE, *own_labels.find_masks(beside).values()]
+            paths |= {f"{found.name}/../{file.relative_to(beside)}": file for file in given}
     entries = raw_files.sizes_and_times(paths)
     return {name: list(entry) for name, entry in entries.items() if entry}
 
@@ -156,8 +160,9 @@ def _make(folder, unfinished, settings, progress, run_folder, threads):
     lines = [stretch.line() for stretch in stretches] + left_out
     for line in lines:
         progress(f"own_video: {line}")
+    masks = given_labels.find(stretches)
     chosen = choose.choose(
-        stretches, settings.frames_per_second, settings.max_clips, settings.held_out, settings.length
+        stretches, settings.frames_per_second, settings.max_clips, settings.held_out, settings.length, masks
     )
     size = choose.fitting_size(stretches, settings.size) if settings.fit else tuple(settings.size)
     told = [*_size_lines(stretches, size, settings), *_clip_lines(stretches, chosen)]
@@ -177,6 +182,13 @@ def _make(folder, unfinished, settings, progress, run_folder, threads):
     for k, number in enumerate(numbers):
         wanted[i][number].append(f"{FILM}/{k:06d}.png")
     keep.keep(stretches, wanted, size, unfinished, progress, threads)
+    if masks:
+        names = {
+            (clip.stretch, clip.numbers[0]): found["name"] for clip, found in zip(chosen.val, clips["val"], strict=True)
+        }
+        kept = given_labels.keep(stretches, masks, names, size, unfinished)
+        told.append(f"{kept} of {sum(map(len, masks.values()))} masks belong to held-out clips, and are scored")
+        progress(f"own_video: {told[-1]}")
     names = sorted(name for of_frame in wanted.values() for found in of_frame.values() for name in found)
     return {
         "settings": _as_stored(settings),

@@ -22,11 +22,16 @@ def fit(frame, size):
     Returns:
       PIL image of that size.
     """
-    height, width = frame.shape[:2]
+    box = cut_box(frame.shape[:2], size)
+    return Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC, box)
+
+
+def cut_box(frame_size, size):
+    """Returns the part of a frame that has the ratio of `size`, around its middle: (left, upper, right, lower)."""
+    height, width = frame_size
     scale = min(height / size[0], width / size[1])
     cut_y, cut_x = (height - scale * size[0]) / 2, (width - scale * size[1]) / 2
-    box = (cut_x, cut_y, width - cut_x, height - cut_y)
-    return Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC, box)
+    return cut_x, cut_y, width - cut_x, height - cut_y
 
 
 def cut_share(frame_size, size):
