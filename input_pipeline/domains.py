@@ -9,6 +9,7 @@ from input_pipeline.clips import open_clips
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.own_video.ingest import IngestSettings, ingest
+from input_pipeline.own_video.manifest import read_manifest
 from input_pipeline.prepare import prepare
 from input_pipeline.spec import DatasetSpec, prepared_path
 from input_pipeline.world.generate import WorldSpec, write_worlds
@@ -213,24 +214,23 @@ def with_own_video(config, workdir, progress=print, frames=2):
             "--config.data.target.raw_dir=FOLDER. See docs/own_video.md for what it may hold."
         )
     folder, into = expand(section.raw_dir), expand(run_folder.own_video(workdir))
-    if folder == into:
-        return config  # which points at them already
-    kept = ingest(
-        folder,
-        into,
-        IngestSettings(
+    if folder == into and (stored := read_manifest(into)):
+        size = tuple(stored["size"])  # it points at them already
+    else:
+        # As long as held-out ones at least: another row that needs three frames finds them.
+        length = max(frames, len(SCORED_OFFSETS), *(k + 1 for k in section.offsets))
+        settings = IngestSettings(
             size=tuple(section.size),
             fit=section.fit,
             frames_per_second=section.frames_per_second,
             max_clips=section.max_clips,
             held_out=section.held_out,
-            length=max(frames, *(k + 1 for k in section.offsets)),
-        ),
-        progress,
-    )
+            length=length,
+        )
+        size = ingest(folder, into, settings, progress).size
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.target.update(raw_dir=str(kept.raw_dir), size=kept.size)
+        config.data.target.update(raw_dir=str(into), size=size)
     return config
 
 

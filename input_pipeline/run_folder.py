@@ -21,6 +21,7 @@ WORLD = "world"
 DATA = "data"
 FLOW = "flow"
 OWN_VIDEO = "own_video"
+OWN_NETWORK = "own_network"  # weights of a network that was given from Python; no row
 COMPILATION_CACHE = "compilation_cache"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -70,4 +71,5 @@ def prepared(config, workdir):
 def rows(workdir):
     """Lists the rows that a run's folder holds checkpoints or scores of, sorted."""
     folders = Path(workdir).iterdir() if Path(workdir).is_dir() else ()
-    return sorted(f.name for f in folders if (f / CHECKPOINTS).is_dir() or (f / EVALUATION).is_file())
+    there = (f.name for f in folders if (f / CHECKPOINTS).is_dir() or (f / EVALUATION).is_file())
+    return sorted(name for name in there if name != OWN_NETWORK)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from input_pipeline import run_folder
-from input_pipeline.domains import with_own_video
+from input_pipeline.domains import domain_spec, with_own_video
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.needs import DomainNeeds
@@ -43,9 +43,14 @@ def with_inputs(config, workdir, progress=print):
       UserError: something in the settings, the checkpoint or the folder of videos that a person can mend.
     """
     if config.from_checkpoint:
-        config = source_settings.complete(config)
+        config = source_settings.complete(source_settings.as_before(config, workdir))
         check_settings(config)
     if config.data.target.name == "own_video":
+        # Before hours of video are looked at: a row may need what they do not have.
+        for row in row_names(config) if config.data.target.raw_dir else ():
+            for domain, needs in _method_needs(settings := row_config(config, row)).items():
+                if row != SOURCE:
+                    domain_spec(settings, domain, needs, workdir)
         frames = 1 + max(_needs(config, "target").offsets, default=1)
         config = config.copy_and_resolve_references()
         config.data.target.update(processes.from_first(lambda: _own_video(config, workdir, frames, progress)))
@@ -167,7 +172,9 @@ def predict(config, workdir, row, source, output, progress=print):
     """
 
     def write():
-        path, asked = model_choice.to_apply(config, workdir, row)
+        # A run on one's own video names its source model by init_from; what it has adapted is what is applied.
+        named = config.method if row is None and config.from_checkpoint else row
+        path, asked = model_choice.to_apply(config, workdir, named)
         model = _said(prediction.load, path, "predict  applies ", f" ({asked})", progress)
         model = dataclasses.replace(model, estimate_flow=flow_estimators.load(config.flow).of_pair())
         prediction.predict_files(model, source, output, progress)
@@ -212,6 +219,11 @@ def run_row(config, workdir, row, progress=print):
     if row != SOURCE:
         origin = processes.from_first(lambda: str(model_choice.source_model(config, workdir)))
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
+    if settings.optim.steps > settings.optim.decay_steps:
+        progress(
+            f"{row}  WARNING: optim.steps={settings.optim.steps} is more than optim.decay_steps="
+            f"{settings.optim.decay_steps}, from where on the learning rate is 0"
+        )
     train(settings, workdir, row, origin, progress)
 
 

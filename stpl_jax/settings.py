@@ -26,6 +26,7 @@ _FREE = (
     "cpu_xla_flags",
     "compilation_cache",
     "checkpoint",
+    "evaluate",
     "report",
     "label",
     "analysis",
@@ -147,11 +148,13 @@ def check_same_run(config, stored, folder):
     def value(settings, name):
         return expand(settings[name]) if _is_path(name) else settings[name]
 
+    # Kept frames move with the working directory, and their clips are compared by what is in them.
+    free = (*_FREE, *(["data.target.raw_dir"] if config.data.target.name == "own_video" else []))
     changed = [
         f"  {name}: was {before[name]!r}, is {now[name]!r}"
         # A setting that did not exist when the row was begun, or no longer does, cannot be compared.
         for name in sorted(now.keys() & before.keys())
-        if value(now, name) != value(before, name) and not any(name == f or name.startswith(f + ".") for f in _FREE)
+        if value(now, name) != value(before, name) and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if changed:
         raise CheckpointError(

@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from input_pipeline import own_labels, raw_files
+from input_pipeline import own_labels, raw_files, run_folder
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import write_atomically
 from input_pipeline.own_video import choose, given_labels, keep
@@ -108,10 +108,10 @@ def _as_stored(settings):
     return json.loads(json.dumps(dataclasses.asdict(settings))) | {"version": _VERSION}
 
 
-def _files(folder, run_folder):
+def _files(folder, workdir):
     """{name: [bytes, time]} of all videos and frames below a folder."""
     paths = {}
-    for found in look(folder, LeftOut(), run_folder):
+    for found in look(folder, LeftOut(), workdir):
         paths |= {f"{found.name}/{file.name}": file for file in found.files} or {found.name: found.path}
         beside = found.path.parent
         if found.files and found.path.name.lower() == own_labels.FRAMES and (beside / own_labels.LABELS).is_dir():
@@ -128,9 +128,14 @@ def _usable(folder, into, settings, progress):
         if into.is_dir() and any(into.iterdir()):
             raise UserError(f"{into}: expected a folder of kept frames or nothing, found other files. Remove them.")
         return None
-    why = None
-    if stored["settings"] != _as_stored(settings):
-        why = ["with other settings"]
+    why, begun = None, run_folder.rows(into.parent)
+    if told := _other_settings(stored["settings"], _as_stored(settings)):
+        if begun:
+            raise UserError(
+                f"The frames in {into} were kept with other settings ({told}), and {', '.join(begun)} adapt on them. "
+                f"Use another --workdir, or these settings; or delete {into} and these rows' folders to begin again."
+            )
+        why = [f"with other settings ({told})"]
     elif gone := [name for name, size in stored["frames"].items() if _bytes_of(into / name) != size]:
         why = [f"and {len(gone)} of them are not as they were written, {gone[0]} the first"]
     elif folder.is_dir():
@@ -141,6 +146,12 @@ def _usable(folder, into, settings, progress):
             counts = ", ".join(f"{len(some)} {what}" for what, some in names.items())
             told = [f"  {what}  {name}" for what, some in names.items() for name in some]
             why = [f"from other files than {folder} holds now ({counts})", *capped(told, 10)]
+            if begun:
+                progress(
+                    f"own_video: WARNING: the frames in {into} were kept {why[0]}. They are used all the same, since "
+                    f"{', '.join(begun)} adapt on them; for what is there now, use another --workdir"
+                )
+                return stored
     if why:
         progress(f"own_video: the frames in {into} were kept {why[0]}: they are made anew")
         for line in why[1:]:
@@ -150,13 +161,21 @@ def _usable(folder, into, settings, progress):
     return stored
 
 
+def _other_settings(stored, wanted):
+    """Says which settings differ; clips that are longer than they have to be serve as well."""
+    if stored.get("length", 0) >= wanted["length"]:
+        stored = stored | {"length": wanted["length"]}
+    names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+    return "; ".join(f"{name} was {stored.get(name)}, is {wanted.get(name)}" for name in names)
+
+
 def _bytes_of(path):
     return path.stat().st_size if path.is_file() else None
 
 
-def _make(folder, unfinished, settings, progress, run_folder, threads):
+def _make(folder, unfinished, settings, progress, workdir, threads):
     """Scans, chooses and writes frames; returns the manifest without `made_from`."""
-    stretches, left_out = scan(folder, progress, settings.frames_per_second, run_folder, threads)
+    stretches, left_out = scan(folder, progress, settings.frames_per_second, workdir, threads)
     lines = [stretch.line() for stretch in stretches] + left_out
     for line in lines:
         progress(f"own_video: {line}")

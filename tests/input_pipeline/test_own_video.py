@@ -199,7 +199,8 @@ def test_kept_frames_are_prepared_as_a_set_without_labels(tmp_path):
     config = with_own_video(config, workdir, progress=told.append)
     assert told[0] == "own_video: straße.mkv: 20 frames, 2.0 s, 10 frames/s, 64x96, 20 usable, 0 cuts or gaps"
     assert config.data.target.raw_dir == str(workdir / "own_video") and config.data.target.size == SIZE
-    assert with_own_video(config, workdir) is config
+    again = with_own_video(config, workdir).data.target
+    assert (again.raw_dir, tuple(again.size)) == (config.data.target.raw_dir, SIZE)
     train = open_domain(config, workdir, "target", DomainNeeds(), silent)
     assert len(train) == 13 and train[0]["name"].decode() == "000_straße.mkv_000001"
     clip = read_clip(train, 4, (0, 1), ((0, 1),), False)
@@ -257,6 +258,24 @@ def test_kept_frames_are_used_again_until_something_changes(tmp_path):
     (into / "manifest.json").unlink()
     with pytest.raises(UserError, match="expected a folder of kept frames or nothing, found other files"):
         again()
+
+
+def test_kept_frames_stay_once_rows_adapt_on_them(tmp_path):
+    folder, into, lines = tmp_path / "videos", tmp_path / "run" / "own_video", []
+    folder.mkdir()
+    video_files.write(folder / "a.mkv", film(1, 30), **LOSSLESS)
+    settings = IngestSettings((32, 48), length=3)
+    first = ingest(folder, into, settings, lines.append)
+    before = {path.name: path.read_bytes() for path in into.rglob("*.png")}
+    # Clips that are longer than they have to be serve as well.
+    assert ingest(folder, into, dataclasses.replace(settings, length=2), lines.append) == first
+    (tmp_path / "run" / "stpl_plus" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"max_clips was 1000, is 5\), and stpl_plus adapt.*another --workdir"):
+        ingest(folder, into, dataclasses.replace(settings, max_clips=5), lines.append)
+    video_files.write(folder / "b.mkv", film(2, 30), **LOSSLESS)
+    assert ingest(folder, into, settings, lines.append) == first
+    assert "WARNING" in lines[-1] and "1 added" in lines[-1]
+    assert before == {path.name: path.read_bytes() for path in into.rglob("*.png")}
 
 
 def test_the_same_folder_gives_the_same_clips(tmp_path):
