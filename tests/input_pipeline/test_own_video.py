@@ -202,8 +202,8 @@ def test_kept_frames_are_prepared_as_a_set_without_labels(tmp_path):
     again = with_own_video(config, workdir).data.target
     assert (again.raw_dir, tuple(again.size)) == (config.data.target.raw_dir, SIZE)
     train = open_domain(config, workdir, "target", DomainNeeds(), silent)
-    assert len(train) == 13 and train[0]["name"].decode() == "000_straße.mkv_000001"
-    clip = read_clip(train, 4, (0, 1), ((0, 1),), False)
+    assert len(train) == 12 and train[0]["name"].decode() == "000_straße.mkv_000002"
+    clip = read_clip(train, 3, (0, 1), ((0, 1),), False)
     np.testing.assert_array_equal(clip["frames"], frames[[5, 4]])
     # What moves to the left by two pixels was two pixels further right before: 20 tenths of a pixel.
     np.testing.assert_allclose(np.median(clip["flow"][0], (0, 1)), [20, 0], atol=3)
@@ -213,11 +213,11 @@ def test_kept_frames_are_prepared_as_a_set_without_labels(tmp_path):
     np.testing.assert_array_equal(read_clip(val, 1, (0, 1, 2), (), False)["frames"], frames[[19, 18, 17]])
     shown = [np.asarray(Image.open(file)) for file in sorted((workdir / "own_video" / "film").iterdir())]
     np.testing.assert_array_equal(shown, frames[16:])
-    with pytest.raises(UserError, match=r"of train have 2 frames, .*Set --config.data.target.offsets=\(0, 1, 2\)"):
-        open_domain(config, workdir, "target", DomainNeeds((0, 1, 2), ((0, 1),)), silent)
+    with pytest.raises(UserError, match=r"of train have 3 frames, .*Set --config.data.target.offsets=\(0, 1, 2, 3\)"):
+        open_domain(config, workdir, "target", DomainNeeds((0, 1, 2, 3), ((0, 1),)), silent)
     flow = dataclasses.replace(train.spec, flow_source="precomputed", flow_dir=str(tmp_path / "flow"))
     assert own_video.list_clips(flow)[0].flows == {
-        (0, 1): tmp_path / "flow" / "000_straße.mkv_000001_000000_int16_x10.npy"
+        (0, 1): tmp_path / "flow" / "000_straße.mkv_000002_000001_int16_x10.npy"
     }
 
 
