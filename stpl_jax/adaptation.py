@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import own_video
@@ -16,7 +17,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from stpl_jax import checkpoint, modes, predict, settings
 from stpl_jax.checkpoint_meta import CheckpointMeta
-from stpl_jax.checkpoint_places import SOURCE
+from stpl_jax.checkpoint_places import SOURCE, in_folder
+from stpl_jax.checkpoint_reading import flat
 from stpl_jax.models import NETWORKS
 from stpl_jax.models.network import Network
 from stpl_jax.run_lock import run_lock
@@ -66,11 +68,13 @@ def adapt(
             if network is not None:
                 network, variables = _whole(network, variables, classes, size)
                 stack.enter_context(_entered(network))
-                model = _save(variables, classes, size, folder)
+                model = folder / OWN_WEIGHTS
             elif variables is not None or classes is not None:
                 raise UserError("variables and classes belong to a Network; a checkpoint has its own.")
             config = _config(model, videos, method, steps, size, changes or {})
-            stack.enter_context(run_lock(folder, progress))
+            stack.enter_context(run_lock(folder, progress, flag="workdir"))
+            if network is not None:
+                _save(variables, classes, size, folder)
             modes.adapt(modes.with_inputs(config, folder, progress), folder, progress)
             return predict.load(folder, method, network)
     finally:
@@ -83,6 +87,10 @@ def _config(model, videos, method, steps, size, changes):
     config.init_from, config.data.target.raw_dir = str(model), str(videos)
     config.method, config.compare_with = method, ()
     config.optim.steps = config.optim.decay_steps = steps
+    # What a row itself says comes last.
+    if "optim" in config.rows.get(method, {}):
+        with config.unlocked():
+            config.rows[method].optim.update(dict(steps=steps, decay_steps=steps))
     if size is not None:
         config.data.target.size = tuple(size)
     unknown = changes.keys() - settings.flat(config).keys()
@@ -121,19 +129,42 @@ def _whole(network, variables, classes, size):
 
 
 def _save(variables, classes, size, folder):
-    """Writes an own network's weights as a source model, unless an earlier call has; returns its path."""
+    """Writes an own network's weights as a source model; where an earlier call has, compares them with these."""
     path = folder / OWN_WEIGHTS
-    if not (path / run_folder.CHECKPOINTS).is_dir():
-        config = own_video.get_config()
-        config.data.target.size = tuple(size)
-        with config.unlocked():
-            config.model = ConfigDict({"name": OWN})
-        meta = CheckpointMeta(
-            config=json.loads(config.to_json_best_effort()),
-            classes=tuple(classes),
-            row=SOURCE,
-            source="a Network given from Python",
-            versions=checkpoint.versions(),
+    if in_folder(path / run_folder.CHECKPOINTS):
+        _compare(checkpoint.load_model(path), variables, classes, folder)
+        return
+    config = own_video.get_config()
+    config.data.target.size = tuple(size)
+    with config.unlocked():
+        config.model = ConfigDict({"name": OWN})
+    meta = CheckpointMeta(
+        config=json.loads(config.to_json_best_effort()),
+        classes=tuple(classes),
+        row=SOURCE,
+        source="a Network given from Python",
+        versions=checkpoint.versions(),
+    )
+    checkpoint.save_model(path, variables, meta)
+
+
+def _compare(stored, variables, classes, folder):
+    """Raises `UserError` where a run was begun with other weights or classes than are given now."""
+    renamed = tuple(stored.meta.classes) != tuple(classes)
+    before, now = flat(stored.variables), flat(variables)
+    differing = sorted(
+        name
+        for name in before.keys() | now.keys()
+        if name not in before or name not in now or not _same(before[name], now[name])
+    )
+    if renamed or differing:
+        what = f"its classes are {', '.join(stored.meta.classes)}" if renamed else f"{differing[0]} differs"
+        raise UserError(
+            f"{folder}: other weights or classes than this workdir was begun with ({what}): use another workdir, or "
+            "give those."
         )
-        checkpoint.save_model(path, variables, meta)
-    return path
+
+
+def _same(before, now):
+    before, now = np.asarray(before), np.asarray(now)
+    return before.dtype == now.dtype and before.tobytes() == now.tobytes() and before.shape == now.shape
