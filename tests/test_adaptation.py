@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from stpl_jax import adaptation, checkpoint, modes, settings
 from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.models import NETWORKS, make_segmenter
 from stpl_jax.rows import row_config
+from stpl_jax.stopping import Stopped
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -149,3 +151,42 @@ def test_steps_are_those_of_a_method_whose_row_has_its_own():
     assert row_config(config, "alpha_bn").optim.steps == 300
     config = adaptation._config("source", "videos", "stpl_plus", 300, None, {"optim.decay_steps": 900})
     assert row_config(config, "stpl_plus").optim.decay_steps == 900
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"net/~/linear": {"w": np.zeros(2)}}, "the name 'net/~/linear' in variables\\['params'\\]: rename it"),
+        ({"blocks": [np.zeros(2)]}, "a list, variables\\['params'\\]\\['blocks'\\]: make it a dict"),
+        ({0: np.zeros(2)}, "the name 0 in .*rename it to '0'"),
+        ({"a": "text"}, "str, variables\\['params'\\]\\['a'\\]: make it an array"),
+    ],
+)
+def test_weights_that_cannot_be_stored(params, message):
+    network = stpl_jax.Network(1, None, None, None, {}, running_statistics=False)
+    with pytest.raises(UserError, match=message):
+        adaptation._whole(network, {"params": params}, ("road",), (32, 64))
+
+
+def test_weights_of_numpy_become_jax_arrays():
+    network = stpl_jax.Network(1, None, None, None, {}, running_statistics=False)
+    with jax.enable_x64(False):
+        _, found = adaptation._whole(network, {"params": {"a": np.zeros(2)}}, ("road",), (32, 64))
+    assert found["params"]["a"].dtype == np.float32
+
+
+@pytest.mark.parametrize("workdir", [None, "run"])
+def test_what_ends_a_call_says_what_is_kept(workdir, videos, source, tmp_path, monkeypatch):
+    workdir = workdir and tmp_path / workdir
+    note = r" \(the temporary workdir is removed; give workdir=... to keep it\)$" if workdir is None else "$"
+    for raised, expected in (
+        (Stopped(signal.SIGINT, "stopped at step 3"), KeyboardInterrupt),
+        (UserError("stopped at step 3"), UserError),
+    ):
+
+        def fail(*_, error=raised):
+            raise error
+
+        monkeypatch.setattr(modes, "with_inputs", fail)
+        with pytest.raises(expected, match="^stopped at step 3" + note):
+            stpl_jax.adapt(source, videos, workdir=workdir, progress=lambda line: None)
