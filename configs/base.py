@@ -319,7 +319,9 @@ def get_config():
         dict(
             every=2000,  # steps between validations; 0: at the end only
             clips_per_device=1,
-            online=False,  # score, at the end, each clip as it is predicted on the way: in time order, trained on after
+            # score, at the end, each clip as it is predicted on the way: in time order, trained on after; of rows that
+            # read unlabelled target clips alone
+            online=False,
         )
     )
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; newest kept

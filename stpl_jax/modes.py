@@ -115,9 +115,13 @@ def evaluate(config, workdir, progress=print):
     _note_settings(config, workdir)
     preflight.check(config, workdir, tuple(rows), progress, training=False)
     for row, path in rows.items():
+        before = _known_scores(workdir, row, progress)
+        if before is not None and before.last.get("online"):
+            # The network as it is now has seen all of the clips.
+            progress(f"evaluate  {row} keeps its score, taken on the way: only training it anew would score it again")
+            continue
         settings = row_config(config, row)
         stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
-        before = _known_scores(workdir, row, progress)
         if row != SOURCE:
             model_choice.check_origin(config, row, stored.meta.source or "")
         own = path == str(run_folder.checkpoints(workdir, row))

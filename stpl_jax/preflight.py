@@ -40,6 +40,7 @@ from stpl_jax.rows import row_config
 from stpl_jax.settings import check_same_run
 from stpl_jax.starting_point import starting_variables
 from stpl_jax.train import build_segmenter
+from stpl_jax.validation import check_online, is_scored_online
 
 # Bytes in a prepared set for each pixel of a frame, and of a flow field; of photographs, measured roughly.
 _FRAME_BYTES, _FLOW_BYTES = 1.8, 1.2
@@ -60,6 +61,7 @@ class _Row:
       scored: its `RowScores`, None where there are none.
       before: `CheckpointMeta` of its newest checkpoint, None where it begins.
       done: whether there is nothing left to do.
+      method: its `Method`, None where nothing is trained.
     """
 
     name: str
@@ -68,6 +70,7 @@ class _Row:
     scored: RowScores | None = None
     before: checkpoint.CheckpointMeta | None = None
     done: bool = False
+    method: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +148,9 @@ def _check(config, workdir, rows, progress, training):
         config = with_world(config, workdir, progress)
         found = [dataclasses.replace(row, settings=row_config(config, row.name)) for row in found]
         work = [row for row in found if not row.done]
+    for row in work:
+        if row.method is not None:
+            problems.look(_check_online, row, workdir)
     prepared = run_folder.prepared(config, workdir)
     sets = _find_sets(work, workdir, prepared, problems)
     checked = _look_at_files(config, sets, prepared, problems, progress)
@@ -192,7 +198,7 @@ def _find_row(config, workdir, row, training):
         meta = checkpoint.peek(run_folder.checkpoints(workdir, row), tell=lambda line: None).meta
     if meta is not None:
         check_same_run(settings, meta.config, workdir / row)
-    return _Row(row, settings, needs, scored, meta)
+    return _Row(row, settings, needs, scored, meta, method=method)
 
 
 def is_done(settings, scores):
@@ -212,6 +218,12 @@ def _check_parameters(settings, method):
         return {group: optimiser.init(params[group]) for group, optimiser in method.optimisers(settings.optim).items()}
 
     jax.eval_shape(init)
+
+
+def _check_online(row, workdir):
+    """Looks whether scoring on the way, which comes after the last step, gives a method what it needs."""
+    if is_scored_online(row.settings, row.method):
+        check_online(row.settings, row.method, domain_spec(row.settings, "val", workdir=workdir))
 
 
 def _look_at_weights(config, workdir, rows, work, problems):

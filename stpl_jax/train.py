@@ -19,7 +19,7 @@ from stpl_jax.starting_point import starting_point
 from stpl_jax.step_results import StepResults
 from stpl_jax.stopping import StopAfterStep
 from stpl_jax.train_state import make_train_step
-from stpl_jax.validation import Validation, open_together
+from stpl_jax.validation import Validation, is_scored_online, open_together
 
 
 def build_segmenter(config):
@@ -101,7 +101,7 @@ def train(config, workdir, row, init_from=None, progress=print):
 
         if method.online and best:  # the run ended between its checkpoint and its record
             last = best
-        elif method.online or config.evaluate.online:
+        elif is_scored_online(config, method):
             last, state = validation.score_online(state, train_step, method, None if method.online else steps)
         else:
             last = validation.score(state, steps)

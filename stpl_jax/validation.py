@@ -96,10 +96,11 @@ class Validation:
           What `score` returns, with `online` True, and the state after the last update.
 
         Raises:
-          UserError: the method needs frames, flow or labels that scoring does not read.
+          UserError: the method needs frames, flow or labels that scoring does not read; see `check_online`.
           NonFiniteLoss: the state is no longer finite.
         """
         self.open()
+        check_online(self.config, method, self.source.spec)
         updates = _Updates(state, train_step, method, self.source)
         scores = self.score_model(model_of(state), step, updates)
         norm = parallel.unreplicate(updates.metrics["state_norm"])
@@ -140,19 +141,7 @@ class _Updates:
     def __init__(self, state, train_step, method, source):
         self.state, self.train_step, self.count = state, train_step, 0
         self.metrics = None
-        offsets, pairs = scored_parts(source)
-        needs = method.needs.get("target")
-        if list(method.needs) != ["target"] or needs.labels or not set(needs.offsets) <= set(offsets):
-            raise UserError(
-                f"Scoring on the way gives a method target clips of the frames {offsets} without labels, and it needs "
-                f"{dict(method.needs)}. Set evaluate.online=False for it."
-            )
-        missing = set(needs.flow_pairs) - set(pairs)
-        if missing:
-            raise UserError(
-                f"Scoring on the way reads flow of the pairs {pairs}, and the method needs {sorted(missing)}, too. Set "
-                "evaluate.online=False for it."
-            )
+        (offsets, pairs), needs = scored_parts(source), method.needs["target"]
         self.frames = [offsets.index(k) for k in needs.offsets]
         self.flows = [pairs.index(pair) for pair in needs.flow_pairs]
 
@@ -174,12 +163,48 @@ def model_of(state):
     return state.params["network"]["segmenter"], state.batch_stats
 
 
+def is_scored_online(config, method):
+    """Whether a row is scored on the way: online methods, and with `evaluate.online` all that read no more than that.
+
+    Rows that read labels or source clips, such as source_only, are scored as usual.
+    """
+    needs = method.needs.get("target")
+    return method.online or (config.evaluate.online and len(method.needs) == 1 and bool(needs) and not needs.labels)
+
+
+def check_online(config, method, spec):
+    """Raises `UserError` where a method cannot be trained on the clips that scoring reads, those of a `DatasetSpec`."""
+    offsets, pairs = _parts_of(spec)
+    needs = method.needs.get("target")
+    if list(method.needs) != ["target"] or needs.labels or not set(needs.offsets) <= set(offsets):
+        raise UserError(
+            f"Scoring on the way gives a method target clips of the frames {offsets} without labels, and "
+            f"{config.method} needs {dict(method.needs)}. Set evaluate.online=False for it."
+        )
+    missing = set(needs.flow_pairs) - set(pairs)
+    if missing:
+        raise UserError(
+            f"Scoring on the way reads flow of the pairs {pairs}, and {config.method} needs {sorted(missing)}, too. "
+            "Set evaluate.online=False for it."
+        )
+    clips, parts = config.evaluate.clips_per_device, config.optim.accumulate
+    if clips % parts:
+        raise UserError(
+            f"Scoring on the way trains on evaluate.clips_per_device={clips} clips at a time, which optim.accumulate="
+            f"{parts} cannot divide: set evaluate.clips_per_device to a multiple of it, or optim.accumulate=1."
+        )
+
+
 def scored_parts(source):
     """Returns the frame offsets and flow pairs that scoring reads of a validation set.
 
     Without flow from x_{t-1} into x_{t-2} that is x_t and x_{t-1}, and temporal consistency cannot be measured.
     """
-    count = 2 if SCORED_PAIRS[1] in source.spec.flow_pairs else 1
+    return _parts_of(source.spec)
+
+
+def _parts_of(spec):
+    count = 2 if SCORED_PAIRS[1] in spec.flow_pairs else 1
     return SCORED_OFFSETS[: count + 1], SCORED_PAIRS[:count]
 
 

@@ -10,12 +10,13 @@ from tiny_run import tiny_run_config
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import checkpoint, methods, models, modes, optim, parallel
+from stpl_jax import checkpoint, methods, models, modes, optim, parallel, preflight, validation
 from stpl_jax.evaluate import evaluate, segment_clips
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import Aux, Method
 from stpl_jax.metrics.temporal_consistency import ConsistencyCounts
 from stpl_jax.models.network import Network, PerClassifier, group_by_group
+from stpl_jax.rows import row_config
 from stpl_jax.train_state import create_state, make_train_step
 
 SIZE = (32, 64)
@@ -266,6 +267,53 @@ def test_an_online_method_predicts_before_it_updates_in_time_order(tmp_path, mon
     again = []
     modes.auto(config, tmp_path, again.append)
     assert any("counting  is done" in line for line in again)
+    # Scored again as it is now, it would have seen the clips before.
+    modes.evaluate(config, tmp_path, again.append)
+    assert any("counting keeps its score, taken on the way" in line for line in again)
+    assert modes.read_scores(tmp_path, "counting") == scores
+
+
+def test_rows_are_scored_on_the_way_that_read_target_clips_alone(config):
+    config.evaluate.online, config.model.name = True, "decoded"
+
+    def online(row):
+        settings = row_config(config, row)
+        return validation.is_scored_online(settings, make_method(settings, models.make_segmenter(config.model, 5)))
+
+    assert [row for row in ("source_only", "oracle", "tps", "tps_free", "stpl_plus") if online(row)] == [
+        "tps_free",
+        "stpl_plus",
+    ]
+    config.evaluate.online = False
+    assert not online("stpl_plus")
+
+
+@pytest.mark.parametrize(
+    "needs, settings, message",
+    [
+        (DomainNeeds((0, 3), ()), {}, r"frames \(0, 1, 2\).* counting needs .*Set evaluate.online=False"),
+        (DomainNeeds((0, 2), ((0, 2),)), {}, r"counting needs \[\(0, 2\)\], too"),
+        (
+            DomainNeeds((0,), ()),
+            {"evaluate.clips_per_device": 3, "optim.accumulate": 2},
+            "evaluate.clips_per_device=3 .*optim.accumulate=2 cannot divide",
+        ),
+    ],
+)
+def test_what_scoring_on_the_way_does_not_give_is_said_before_training(needs, settings, message, tmp_path, monkeypatch):
+    class Needy(Online):
+        online = False
+
+        def __init__(self, config, segmenter):
+            super().__init__(config, segmenter)
+            self.needs = {"target": needs}
+
+    monkeypatch.setitem(methods.METHODS, "counting", Needy)
+    config = tiny_run_config()
+    config.update_from_flattened_dict({"model.name": "decoded", "method": "counting", "evaluate.online": True})
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=message):
+        preflight.check(config, tmp_path, ("source_only", "counting"), lambda line: None)
 
 
 def test_each_batch_is_predicted_by_what_the_batches_before_have_made_of_the_model():

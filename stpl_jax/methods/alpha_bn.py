@@ -45,7 +45,9 @@ class AlphaBN(Method):
     def loss(self, params, state, batch, key):
         del key
         segmenter, frames = params["network"]["segmenter"], frames_first(batch["target"]["frames"])
-        return {}, Aux(state.batch_stats, extra=batch_statistics(self.segmenter, segmenter, state.batch_stats, frames))
+        return {}, Aux(
+            state.batch_stats, extra=batch_statistics(self.segmenter, segmenter, state.extra["source"], frames)
+        )
 
     def after_update(self, state, aux):
         kept, alpha = state.extra, self.alpha
@@ -61,21 +63,32 @@ def batch_statistics(segmenter, params, batch_stats, frames):
     """Reads off the statistics that normalise a group of frames.
 
     A running statistic moves by after = (1 - m) · before + m · batch, whatever the network's momentum m. It is let move
-    from 0 and from afar, which tells m, and so the batch's. The forward pass does not depend on where it starts:
-    compiled, both are one.
+    from 0 and from afar, which tells m, and so the batch's. Those of frozen layers do not move, and the forward pass
+    depends on them: they are found first, and start from what they are. On all others the forward pass does not
+    depend: compiled, all passes are one where no layer is frozen.
 
     Args:
       segmenter: a `Network` with running statistics.
       params: its parameters.
-      batch_stats: running statistics, for their shapes.
+      batch_stats: running statistics, of which those that do not move are kept.
       frames: `[1, B, H, W, 3]` RGB, 0-255: one group.
 
     Returns:
       As `batch_stats`: the means and variances of this group.
     """
 
-    def moved_from(value):
-        before = jax.tree.map(lambda x: jnp.full_like(x, value), batch_stats)
+    def moved_from(value, still):
+        before = jax.tree.map(lambda x, kept: jnp.where(kept, x, jnp.full_like(x, value)), batch_stats, still)
         return segmenter.features({"params": params, "batch_stats": before}, frames, True, 1)[1]
 
-    return jax.tree.map(lambda zero, far: zero / (1 - (far - zero) / _FAR), moved_from(0.0), moved_from(_FAR))
+    def from_both(still):
+        return moved_from(0.0, still), moved_from(_FAR, still)
+
+    none = jax.tree.map(lambda x: jnp.zeros((), bool), batch_stats)
+    still = jax.tree.map(lambda zero, far: jnp.all(far - zero == jnp.full_like(far, _FAR)), *from_both(none))
+
+    def statistic(kept, source, zero, far):
+        moved = jnp.where(kept, jnp.zeros_like(far), far - zero)
+        return jnp.where(kept, source, zero / (1 - moved / _FAR))
+
+    return jax.tree.map(statistic, still, batch_stats, *from_both(still))
