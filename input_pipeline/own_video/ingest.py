@@ -189,7 +189,9 @@ def _make(folder, unfinished, settings, progress, run_folder, threads):
             (clip.stretch, clip.numbers[0]): found["name"] for clip, found in zip(chosen.val, clips["val"], strict=True)
         }
         kept = given_labels.keep(stretches, masks, names, size, unfinished)
-        told.append(f"{kept} of {sum(map(len, given.values()))} masks belong to held-out clips, and are scored")
+        total = sum(map(len, given.values()))
+        why = "" if kept == total else "; the frames of the others are left out, or needed to adapt on"
+        told.append(f"{kept} of {total} masks belong to held-out clips, and are scored{why}")
         progress(f"own_video: {told[-1]}")
     names = sorted(name for of_frame in wanted.values() for found in of_frame.values() for name in found)
     return {

@@ -123,3 +123,17 @@ def test_labels_of_another_form_are_left_out(tmp_path):
     found = ingest(tmp_path, tmp_path / "run" / "own_video", IngestSettings(SIZE), lines.append)
     assert "own_video: left out, labels: cam/labels" in lines and not own_labels.find_masks(found.raw_dir)
     assert not any("masks belong" in line for line in lines)
+
+
+def test_a_fully_labelled_sequence_leaves_something_to_adapt_on(tmp_path):
+    write(tmp_path / "cam", range(60))
+    lines = []
+    found = ingest(tmp_path, tmp_path / "run" / "own_video", IngestSettings(SIZE), lines.append)
+    clips = read_manifest(found.raw_dir)["clips"]
+    numbers = {split: {int(n[-10:-4]) for c in clips[split] for n in c["frames"]} for split in clips}
+    assert len(clips["train"]) > 5 and not numbers["train"] & numbers["val"]
+    early = {int(clip["frames"][0][-10:-4]) for clip in clips["val"]} & set(range(40))
+    assert len(early) > 2 and max(early) - min(early) > 20
+    masks = own_labels.find_masks(found.raw_dir)
+    assert set(masks) == {clip["name"] for clip in clips["val"]}
+    assert any(f"{len(masks)} of 60 masks belong to held-out clips" in line for line in lines)
