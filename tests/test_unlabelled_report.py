@@ -170,6 +170,29 @@ def test_frames_with_a_mask_are_not_proposed(run, tmp_path):
     )
 
 
+@pytest.mark.parametrize("other", [None, {"labels": "b", "labelled": 3}])
+def test_rows_that_were_scored_on_different_masks_are_not_compared(run, tmp_path, other):
+    (tmp_path / "data").symlink_to(run[1] / "data")
+    scores = {"miou": 50.0, "iou": dict.fromkeys(NAMES, 50.0), "confusion": np.eye(15, dtype=int).tolist()}
+    for row in ROWS:
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "checkpoints").symlink_to(run[1] / row / "checkpoints")
+        record = json.loads((run[1] / row / "evaluation.json").read_text())
+        record["last"] |= scores | {"labels": "a", "labelled": 2, "classes": list(NAMES)}
+        if row == "stpl_plus":
+            record["last"] |= other or {}
+        (tmp_path / row / "evaluation.json").write_text(json.dumps(record))
+    writing.write_report(run[0], tmp_path, silent)
+    report, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
+    assert [found["labelled"] for found in report["results"].values()] == [2, 2, 3 if other else 2]
+    told = [line for line in report["warnings"] if "different masks" in line]
+    assert told == [line for line in told if "(source_only on 2 frames, alpha_bn on 2 frames, stpl_plus on 3" in line]
+    assert len(told) == bool(other) and report["labelled_frames"] == (None if other else 2)
+    assert ("On 2 labelled frames, the mean IoU goes from" in page) != bool(other)
+    text = (tmp_path / "report.md").read_text()
+    assert f"Scores on {'' if other else '2 '}held-out frames that a person labelled" in text
+
+
 def test_frames_are_chosen_and_their_masks_scored(run):
     config, folder, _ = run
     lines = []
