@@ -164,6 +164,14 @@ def find_masks(folder):
     return {file.stem: file for file in files}
 
 
+def holds_masks(folder):
+    """Whether one PNG file or more lies in `labels/` of a folder; labels of another form are no masks."""
+    labels = Path(folder) / LABELS
+    return labels.is_dir() and any(
+        file.suffix.lower() == ".png" and not file.name.startswith(".") for file in labels.iterdir()
+    )
+
+
 def check_named(folder, masks, names):
     """Raises `UserError` where masks of a folder are of none of the frames with these names."""
     if other := [file.name for name, file in masks.items() if name not in names]:

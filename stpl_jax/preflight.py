@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from input_pipeline import own_labels, run_folder
 from input_pipeline import prepare as preparing
-from input_pipeline import run_folder
 from input_pipeline.clips import open_clips
 from input_pipeline.domains import (
     SCORED_OFFSETS,
@@ -173,6 +173,8 @@ def _check(config, workdir, rows, progress, training):
         _tell_of_consistency(wanted.spec, progress)
     for row in found if training else ():
         _tell_of_other_data(row, workdir, prepared, progress)
+    if not training and own_labels.holds_masks(run_folder.own_video(workdir)):
+        _tell_of_trained_on(found, workdir, prepared, progress)
     return list(map(str, used))
 
 
@@ -388,6 +390,23 @@ def _tell_of_other_data(row, workdir, prepared, progress):
         progress(
             f"{row.name} was trained or scored on other clips than there are now ({', '.join(changed)}): its score "
             "cannot be compared with new ones. --mode=evaluate scores it again, another --workdir trains it again"
+        )
+
+
+def _tell_of_trained_on(rows, workdir, prepared, progress):
+    """Says which rows were adapted on other clips than the target has now, some of which may have labels now."""
+    changed = []
+    for row in rows:
+        digest = ((row.scored and row.scored.data) or {}).get("target")
+        needs = make_method(row.settings, build_segmenter(row.settings)).needs if digest else {}
+        if "target" in needs and _Problems().look(
+            _is_other_data, row, "target", needs["target"], workdir, prepared, digest
+        ):
+            changed.append(row.name)
+    if changed:
+        progress(
+            f"{', '.join(changed)}: adapted before the videos or their masks were as they are now. Frames that are "
+            "scored may have been adapted on, and are not held out then; another --workdir adapts without them"
         )
 
 

@@ -42,7 +42,8 @@ def write_frames(config, workdir, rows, progress=print):
     """Writes `config.label.count` frames of held-out clips, spread over the set, where the rows disagree most.
 
     Frames that have a mask already stay and count; those without one that an earlier call has written are replaced.
-    With one row there is nothing to disagree about: frames are spread, and that is all.
+    Those that the material came with a mask of are not chosen. With one row there is nothing to disagree about: frames
+    are spread, and that is all.
 
     Args:
       config: the run's configuration.
@@ -60,14 +61,14 @@ def write_frames(config, workdir, rows, progress=print):
             "without."
         )
     folder = Path(workdir) / run_folder.TO_LABEL
-    masks = own_labels.find_masks(folder)
+    masks, given = own_labels.find_masks(folder), own_labels.find_masks(run_folder.own_video(workdir))
     models = {}
     for row, path in rows.items():
         # As it was scored: a source model that was given may come from another size.
         models[row] = dataclasses.replace(predict.load(path, tell=progress), size=source.spec.size)
     wanted = max(0, config.label.count - len(masks))
     found = compare(models, source, max(1, _LOOKED_AT * config.label.count))
-    chosen = [i for i in found.most_differing(config.label.count) if found.names[i] not in masks]
+    chosen = [i for i in found.most_differing(config.label.count) if found.names[i] not in masks | given]
     differing = found.differing()
     if len(chosen) > wanted:
         # Parts of the set of which a frame is labelled already have one of their own among these, too.
@@ -83,8 +84,8 @@ def write_frames(config, workdir, rows, progress=print):
     if not masks or not classes.is_file():
         own_labels.write_classes(classes, model.classes, model.palette)
     line = f"choose_frames  {len(chosen)} frames in {folder / own_labels.FRAMES}"
-    if masks:
-        line += f", beside {len(masks)} that have masks"
+    if masks or given:
+        line += f", beside {len(masks | given)} that have masks"
     if len(models) > 1 and chosen:
         line += f"; {', '.join(models)} differ in {100 * differing[chosen].mean():.1f}% of their pixels"
     progress(line)
@@ -95,7 +96,9 @@ def write_frames(config, workdir, rows, progress=print):
 
 
 def read_masks(workdir, source, model_classes):
-    """Reads the masks that a person has put beside the frames of `write_frames`, or else beside the material's own.
+    """Reads the masks that a person has put beside the frames of `write_frames`, and those that the material came with.
+
+    Classes of both are one list, by name. Of a clip that both have a mask of, the former is taken.
 
     Args:
       workdir: the run's folder.
@@ -109,20 +112,16 @@ def read_masks(workdir, source, model_classes):
       UserError: a mask that is of no held-out clip, or of other pixels than that has now; or that cannot be read, see
         `own_labels`; or nothing is labelled in any of them.
     """
-    folder = Path(workdir) / run_folder.TO_LABEL
-    files = own_labels.find_masks(folder)
-    if not files:
-        # Those that the material came with.
-        folder = run_folder.own_video(workdir)
-        files = own_labels.find_masks(folder)
+    files = {}
+    for folder in (run_folder.own_video(workdir), Path(workdir) / run_folder.TO_LABEL):
+        files |= {name: (folder, file) for name, file in own_labels.find_masks(folder).items()}
     if not files:
         return None
-    own = own_labels.read_classes(folder / own_labels.CLASSES_FILE)
-    table = np.full(256, own_labels.IGNORED, np.uint8)
-    known = np.flatnonzero(own.known_to(model_classes))
-    table[known] = known
+    owns = {folder: own_labels.read_classes(folder / own_labels.CLASSES_FILE) for folder, _ in files.values()}
+    own = _one_list(list(owns.values()))
+    tables = {folder: _table(part, own, model_classes) for folder, part in owns.items()}
     places, masks = {source[i]["name"].decode(): i for i in range(len(source))}, {}
-    for name, file in files.items():
+    for name, (folder, file) in files.items():
         frame = folder / own_labels.FRAMES / f"{name}.png"
         if name not in places or not _shows(frame, source, places[name]):
             raise UserError(
@@ -130,16 +129,32 @@ def read_masks(workdir, source, model_classes):
                 + ("no clip of that name" if name not in places else f"another picture of that name than {frame}")
                 + ". Take it away, or name it like the frame that it labels."
             )
-        masks[places[name]] = table[own_labels.read_mask(file, own, source.spec.size)]
+        masks[places[name]] = tables[folder][own_labels.read_mask(file, owns[folder], source.spec.size)]
     if all((mask == own_labels.IGNORED).all() for mask in masks.values()):
         raise UserError(
-            f"{folder / own_labels.LABELS}: no pixel of a class in {len(masks)} masks that the model knows, too: all "
-            "are ignored."
+            f"{', '.join(str(folder / own_labels.LABELS) for folder in owns)}: no pixel of a class in {len(masks)} "
+            "masks that the model knows, too: all are ignored."
         )
     digest = hashlib.sha256(repr((own.names, sorted(masks))).encode())
     for i in sorted(masks):
         digest.update(masks[i].tobytes())
     return Masks(own, masks, digest.hexdigest())
+
+
+def _one_list(owns):
+    """`OwnClasses` that have all names of several; one alone stays as it is."""
+    if len(owns) == 1:
+        return owns[0]
+    names = dict.fromkeys(name for own in owns for name in own.classes)
+    return own_labels.OwnClasses(owns[-1].path, dict(enumerate(names)), {})
+
+
+def _table(part, own, model_classes):
+    """`[256]` uint8: places in `own.classes` of `part`'s classes; those that the model does not know are ignored."""
+    table = np.full(256, own_labels.IGNORED, np.uint8)
+    for i in np.flatnonzero(part.known_to(model_classes)):
+        table[i] = own.classes.index(part.classes[i])
+    return table
 
 
 def _shows(frame, source, i):

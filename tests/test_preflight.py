@@ -18,6 +18,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint, preflight
 from stpl_jax.flow_estimators import ESTIMATORS, DeviceEstimator, FlowError
+from stpl_jax.methods import make_method
 from stpl_jax.records import RowScores
 from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter
@@ -242,11 +243,11 @@ def test_a_disk_that_may_become_full_is_a_warning(config, tmp_path, monkeypatch)
     assert prepared(tmp_path)
 
 
-def write_scores(config, tmp_path, row, data, step=10):
+def write_scores(config, tmp_path, row, data, step=10, trained=None):
     settings = row_config(config, row)
     last = {"step": step, "miou": 1.0, "data": data}
     config = json.loads(settings.to_json_best_effort())
-    RowScores(row, settings.method, "random", last, last, config).write(tmp_path / "run")
+    RowScores(row, settings.method, "random", last, last, config, data=trained).write(tmp_path / "run")
 
 
 def test_rows_that_are_done_need_nothing(config, tmp_path):
@@ -299,6 +300,27 @@ def test_rows_with_scores_of_other_clips_are_named(config, tmp_path):
     assert [line.partition(": ")[0] for line in lines] == [
         "source_only was trained or scored on other clips than there are now (source)"
     ]
+
+
+def test_rows_that_were_adapted_before_there_were_masks_are_named(config, tmp_path):
+    settings, run = row_config(config, "bn_statistics"), tmp_path / "run"
+    needs = make_method(settings, build_segmenter(settings)).needs["target"]
+    digest = open_domain(settings, run, "target", needs, progress=lambda line: None).digest
+    write_scores(config, tmp_path, "bn_statistics", "", trained={"target": digest})
+    write_scores(config, tmp_path, "stpl", "")  # of an earlier version: nothing is known
+
+    def told():
+        lines = check(config, tmp_path, "bn_statistics", "stpl", training=False)
+        return [line.partition(":")[0] for line in lines if "adapted before" in line]
+
+    (run / "own_video" / "labels").mkdir(parents=True)
+    colour(run / "own_video" / "labels" / "x.png")
+    assert told() == []
+    for file in (tmp_path / "city" / "leftImg8bit_sequence" / "train").rglob("*.png"):
+        Image.fromarray(raw_trees.frame_pixels(77, (64, 128))).save(file)
+    assert told() == ["bn_statistics"]
+    (run / "own_video" / "labels" / "x.png").unlink()
+    assert told() == []
 
 
 def test_settings_of_begun_rows_are_compared_before_anything_is_prepared(config, tmp_path, weights):

@@ -13,7 +13,7 @@ from input_pipeline.datasets import DATASETS
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import checkpoint, modes, predict
+from stpl_jax import checkpoint, modes, predict, to_label
 from stpl_jax.metrics.segmentation import iou
 from stpl_jax.models import make_segmenter
 from stpl_jax.report import analysis, writing
@@ -129,6 +129,68 @@ def test_feature_space_needs_labels(run):
     config, folder, _ = run
     with pytest.raises(analysis.AnalysisError, match="has no labels"):
         analysis.draw_sample(config, open_domain(config, folder, "val", progress=silent), (8, 16))
+
+
+def write_masks(folder, names, masks):
+    """Masks {name: number of the class} and the list of classes that these numbers are places in."""
+    for name, number in masks.items():
+        save(folder / "labels" / f"{name}.png", np.full(SIZE, number, np.uint8))
+    (folder / "classes.json").write_text(json.dumps([{"id": i, "name": name} for i, name in enumerate(names)]))
+
+
+def beside(run, folder):
+    """Another folder with the run's set and its rows' networks."""
+    for name in ("data", *ROWS):
+        (folder / name).symlink_to(run[1] / name)
+    return open_domain(run[0], folder, "val", progress=silent)
+
+
+def test_masks_of_the_material_and_those_made_for_it_are_scored_together(run, tmp_path):
+    source = beside(run, tmp_path)
+    names = [source[i]["name"].decode() for i in range(len(source))]
+    write_masks(tmp_path / "own_video", ("dragon", "sky", "car"), {names[0]: 1, names[1]: 2, names[2]: 0})
+    given = to_label.read_masks(tmp_path, source, NAMES)
+    assert given.own.classes == ("dragon", "sky", "car") and set(given.masks) == {0, 1, 2}
+    write_masks(tmp_path / "to_label", ("car", "road"), {names[1]: 1, names[3]: 0})
+    both = to_label.read_masks(tmp_path, source, NAMES)
+    assert both.own.classes == ("dragon", "sky", "car", "road") and both.digest != given.digest
+    assert {i: np.unique(mask).tolist() for i, mask in both.masks.items()} == {0: [1], 1: [3], 2: [255], 3: [2]}
+
+
+def test_frames_with_a_mask_are_not_proposed(run, tmp_path):
+    source = beside(run, tmp_path)
+    names = [source[i]["name"].decode() for i in range(len(source))]
+    write_masks(tmp_path / "own_video", NAMES, dict.fromkeys(names[:-1], 0))
+    config, lines = run[0].copy_and_resolve_references(), []
+    config.label.count = len(names)
+    modes.choose_frames(config, tmp_path, lines.append)
+    assert [path.stem for path in (tmp_path / "to_label" / "frames").iterdir()] == names[-1:]
+    assert any(
+        f"choose_frames  1 frames in {tmp_path}" in line and "beside 5 that have masks" in line for line in lines
+    )
+
+
+@pytest.mark.parametrize("other", [None, {"labels": "b", "labelled": 3}])
+def test_rows_that_were_scored_on_different_masks_are_not_compared(run, tmp_path, other):
+    (tmp_path / "data").symlink_to(run[1] / "data")
+    scores = {"miou": 50.0, "iou": dict.fromkeys(NAMES, 50.0), "confusion": np.eye(15, dtype=int).tolist()}
+    for row in ROWS:
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "checkpoints").symlink_to(run[1] / row / "checkpoints")
+        record = json.loads((run[1] / row / "evaluation.json").read_text())
+        record["last"] |= scores | {"labels": "a", "labelled": 2, "classes": list(NAMES)}
+        if row == "stpl_plus":
+            record["last"] |= other or {}
+        (tmp_path / row / "evaluation.json").write_text(json.dumps(record))
+    writing.write_report(run[0], tmp_path, silent)
+    report, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
+    assert [found["labelled"] for found in report["results"].values()] == [2, 2, 3 if other else 2]
+    told = [line for line in report["warnings"] if "different masks" in line]
+    assert told == [line for line in told if "(source_only on 2 frames, alpha_bn on 2 frames, stpl_plus on 3" in line]
+    assert len(told) == bool(other) and report["labelled_frames"] == (None if other else 2)
+    assert ("On 2 labelled frames, the mean IoU goes from" in page) != bool(other)
+    text = (tmp_path / "report.md").read_text()
+    assert f"Scores on {'' if other else '2 '}held-out frames that a person labelled" in text
 
 
 def test_frames_are_chosen_and_their_masks_scored(run):

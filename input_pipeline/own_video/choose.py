@@ -68,7 +68,8 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
       max_clips: most clips to adapt on; of held-out ones, the share of that.
       held_out: share of each video's time, at its end.
       length: frames of a clip to adapt on.
-      labelled: {index of the stretch: numbers of frames that have labels}: all of them are held out, whenever they are.
+      labelled: {index of the stretch: numbers of frames that have labels}: all of them are held out, whenever they are,
+        or as many as leave something to adapt on.
 
     Returns:
       `Chosen`.
@@ -76,19 +77,14 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
     Raises:
       UserError: there are not enough frames; says of each video how long its longest run is.
     """
-    train, val, films, scored = [], [], [], []
-    for i, stretch in enumerate(stretches):
-        rate = frames_per_second or min(stretch.rate, HIGHEST_RATE)
-        runs = _runs(stretch, rate)
-        cutoff, gap = _held_out_from(stretch, runs, held_out, rate)
-        late = [run[stretch.times[run] >= cutoff] for run in runs]
-        windows = _windows(runs, HELD_OUT_FRAMES)
-        marked = windows[np.isin(stretch.numbers[windows[:, -1]], list((labelled or {}).get(i, ())))]
-        scored += [_clip(stretches, i, row) for row in marked]
-        far = _far_from(stretch.times, marked, max(gap, 1.5 / rate))
-        train.append(_windows([run[(stretch.times[run] < cutoff - gap) & far[run]] for run in runs], length))
-        val.append(_windows(late, HELD_OUT_FRAMES))
-        films += [(i, rate, run) for run in late if len(run) >= HELD_OUT_FRAMES]
+    plans = [_plan(stretch, frames_per_second, held_out) for stretch in stretches]
+    marked = [
+        _marked(stretch, plan, sorted((labelled or {}).get(i, ())))
+        for i, (stretch, plan) in enumerate(zip(stretches, plans, strict=True))
+    ]
+    train, scored = _train(stretches, plans, marked, length)
+    val = [_windows(plan.late, HELD_OUT_FRAMES) for plan in plans]
+    films = [(i, plan.rate, run) for i, plan in enumerate(plans) for run in plan.late if len(run) >= HELD_OUT_FRAMES]
     if not any(map(len, train)) or not any(map(len, val)):
         raise UserError(_too_short(stretches, frames_per_second))
     groups = [str(PurePosixPath(s.found.name).parent) for s in stretches]
@@ -96,8 +92,58 @@ def choose(stretches, frames_per_second=None, max_clips=1000, held_out=0.2, leng
     film = tuple(int(stretches[i].numbers[k]) for k in run[: math.ceil(FILM_SECONDS * rate)])
     most_held_out = max(1, round(max_clips * held_out))
     train = _spread(stretches, train, groups, max_clips)
+    scored = [_clip(stretches, i, row) for i, rows in enumerate(scored) for row in rows]
     val = _sorted({*_spread(stretches, val, groups, most_held_out), *scored})
     return Chosen(train, val, (i, film), rate)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """How one stretch is divided: its rate and runs, the time from which on it is held out, the gap, and late runs."""
+
+    rate: float
+    runs: list
+    cutoff: float
+    gap: float
+    late: list
+
+
+def _plan(stretch, frames_per_second, held_out):
+    rate = frames_per_second or min(stretch.rate, HIGHEST_RATE)
+    runs = _runs(stretch, rate)
+    cutoff, gap = _held_out_from(stretch, runs, held_out, rate)
+    return _Plan(rate, runs, cutoff, gap, [run[stretch.times[run] >= cutoff] for run in runs])
+
+
+def _marked(stretch, plan, numbers):
+    """Windows whose newest frame has labels: `[clips, HELD_OUT_FRAMES]`."""
+    windows = _windows(plan.runs, HELD_OUT_FRAMES)
+    return windows[np.isin(stretch.numbers[windows[:, -1]], numbers)]
+
+
+def _train(stretches, plans, marked, length):
+    """Windows to adapt on, and those of `marked` that are held out for it, each a list with an entry a stretch.
+
+    All of `marked`, if something is left to adapt on then; otherwise half as many of those that lie before what is held
+    out anyway, a quarter, and so on, spread evenly.
+    """
+    late = [s.times[rows[:, 0]] >= plan.cutoff for s, plan, rows in zip(stretches, plans, marked, strict=True)]
+    early = [(i, k) for i, is_late in enumerate(late) for k in np.flatnonzero(~is_late)]
+    count = len(early)
+    while True:
+        taken = [is_late.copy() for is_late in late]
+        for place in np.linspace(0, len(early) - 1, count).round().astype(int):
+            i, k = early[place]
+            taken[i][k] = True
+        held = [rows[these] for rows, these in zip(marked, taken, strict=True)]
+        train = []
+        for stretch, plan, rows in zip(stretches, plans, held, strict=True):
+            far = _far_from(stretch.times, rows, max(plan.gap, 1.5 / plan.rate))
+            before = stretch.times < plan.cutoff - plan.gap
+            train.append(_windows([run[before[run] & far[run]] for run in plan.runs], length))
+        if any(map(len, train)) or not count:
+            return train, held
+        count //= 2
 
 
 def _far_from(times, windows, gap):

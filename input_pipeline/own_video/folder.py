@@ -7,7 +7,7 @@ from pathlib import Path
 
 from natsort import natsorted
 
-from input_pipeline import video_decode
+from input_pipeline import own_labels, video_decode
 from input_pipeline.errors import UserError, capped
 from input_pipeline.frame_names import split_into_videos
 from input_pipeline.frames import is_picture, read_picture
@@ -98,7 +98,7 @@ def look(folder, left_out, run_folder=None):
     """Lists the video files and the folders of frames below a folder; opens none of them.
 
     Symbolic links are followed, each folder and each video file is taken once. A folder `labels` beside a folder
-    `frames` is no video.
+    `frames` is no video, and is left out where it holds no masks.
 
     Args:
       folder: `Path`.
@@ -142,7 +142,9 @@ def _list(folder, name, seen, own, left_out, found):
             elif _identity(path) in seen:
                 left_out.add(f"the same folder as {seen[_identity(path)]}", below)
             elif entry.lower() == "labels" and "frames" in map(str.lower, entries):
-                left_out.add("labels", below)
+                # Masks are no frames, but are read: `given_labels`.
+                if entry != own_labels.LABELS or not own_labels.holds_masks(folder):
+                    left_out.add("labels", below)
             else:
                 _list(path, below, seen, own, left_out, found)
         elif not is_picture(path) and path.suffix.lower() not in VIDEO_SUFFIXES:

@@ -1,5 +1,8 @@
 """Masks that frames come with: `labels/` and `classes.json` beside a folder `frames/`, see `own_labels`."""
 
+import collections
+import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -7,34 +10,56 @@ from PIL import Image
 
 from input_pipeline import own_labels
 from input_pipeline.frame_names import split_into_videos
+from input_pipeline.frames import read_picture
 from input_pipeline.labels import colour_table
+from input_pipeline.ordered_map import ordered_map
 from input_pipeline.own_video.keep import cut_box
+from input_pipeline.video_packets import SourceError
 
 
-def find(stretches):
-    """Finds the masks of a scan's frames.
+def has_masks(found):
+    """Whether a `folder.Found` is a folder `frames` with masks beside it; `labels/` without a PNG file holds none."""
+    is_frames = not found.is_video and found.path.name.lower() == own_labels.FRAMES
+    return is_frames and own_labels.holds_masks(found.path.parent)
+
+
+def find(found, threads=1):
+    """Finds the masks of videos and folders of frames, and reads all of them: what is wrong is said before a scan.
 
     Args:
-      stretches: list of `scan.Stretch`.
+      found: list of `folder.Found`.
+      threads: masks that are read at a time.
 
     Returns:
-      {index of the stretch: {frame number: file}}; stretches without masks are left out.
+      {name of the `Found`: {frame number: file}}; those without masks are left out.
 
     Raises:
-      UserError: a mask is of no frame, or no PNG file.
+      UserError: a mask is of no frame, no PNG file, of another size than its frame, or not of the classes of the
+        `classes.json` beside it; or that cannot be read.
     """
-    found = {}
-    for i, stretch in enumerate(stretches):
-        folder = stretch.found.path.parent
-        if stretch.found.is_video or stretch.found.path.name.lower() != own_labels.FRAMES:
-            continue
-        masks = own_labels.find_masks(folder)
-        files = (file for video in split_into_videos(stretch.found.files) for file in video.files)
-        numbers = {file.stem: number for number, file in enumerate(files)}
-        own_labels.check_named(folder, masks, numbers)
-        if masks:
-            found[i] = {numbers[name]: file for name, file in masks.items()}
-    return found
+    masks = {}
+    for one in filter(has_masks, found):
+        folder = one.path.parent
+        files = own_labels.find_masks(folder)
+        frames = [file for video in split_into_videos(one.files) for file in video.files]
+        numbers = {file.stem: number for number, file in enumerate(frames)}
+        own_labels.check_named(folder, files, numbers)
+        own = own_labels.read_classes(folder / own_labels.CLASSES_FILE)
+        masks[one.name] = {numbers[name]: file for name, file in files.items()}
+        check = functools.partial(_check, frames=frames, own=own)
+        collections.deque(ordered_map(check, masks[one.name].items(), threads), maxlen=0)
+    return masks
+
+
+def _check(mask, frames, own):
+    """Reads one (frame number, file)."""
+    number, file = mask
+    size = None
+    # A frame that cannot be read is left out by the scan, and its mask with it.
+    with contextlib.suppress(SourceError):
+        # As a person sees it, who has labelled it.
+        size = read_picture(frames[number]).shape[:2]
+    own_labels.read_mask(file, own, size)
 
 
 def keep(stretches, masks, clips, size, folder):
@@ -42,7 +67,7 @@ def keep(stretches, masks, clips, size, folder):
 
     Args:
       stretches: list of `scan.Stretch`.
-      masks: of `find`.
+      masks: {index of the stretch: {frame number: file}}, of `find`.
       clips: {(index of the stretch, frame number): name of the held-out clip}.
       size: (height, width) to write.
       folder: that `labels/` and `classes.json` are written to.

@@ -114,7 +114,7 @@ def _files(folder, workdir):
     for found in look(folder, LeftOut(), workdir):
         paths |= {f"{found.name}/{file.name}": file for file in found.files} or {found.name: found.path}
         beside = found.path.parent
-        if found.files and found.path.name.lower() == own_labels.FRAMES and (beside / own_labels.LABELS).is_dir():
+        if given_labels.has_masks(found):
             given = [beside / own_labels.CLASSES_FILE, *own_labels.find_masks(beside).values()]
             paths |= {f"{found.name}/../{file.relative_to(beside)}": file for file in given}
     entries = raw_files.sizes_and_times(paths)
@@ -175,11 +175,13 @@ def _bytes_of(path):
 
 def _make(folder, unfinished, settings, progress, workdir, threads):
     """Scans, chooses and writes frames; returns the manifest without `made_from`."""
+    # A bad mask is better known of now than once hours of video have been read.
+    given = given_labels.find(look(folder, LeftOut(), workdir), threads)
     stretches, left_out = scan(folder, progress, settings.frames_per_second, workdir, threads)
     lines = [stretch.line() for stretch in stretches] + left_out
     for line in lines:
         progress(f"own_video: {line}")
-    masks = given_labels.find(stretches)
+    masks = {i: given[stretch.found.name] for i, stretch in enumerate(stretches) if stretch.found.name in given}
     chosen = choose.choose(
         stretches, settings.frames_per_second, settings.max_clips, settings.held_out, settings.length, masks
     )
@@ -206,7 +208,9 @@ def _make(folder, unfinished, settings, progress, workdir, threads):
             (clip.stretch, clip.numbers[0]): found["name"] for clip, found in zip(chosen.val, clips["val"], strict=True)
         }
         kept = given_labels.keep(stretches, masks, names, size, unfinished)
-        told.append(f"{kept} of {sum(map(len, masks.values()))} masks belong to held-out clips, and are scored")
+        total = sum(map(len, given.values()))
+        why = "" if kept == total else "; the frames of the others are left out, or needed to adapt on"
+        told.append(f"{kept} of {total} masks belong to held-out clips, and are scored{why}")
         progress(f"own_video: {told[-1]}")
     names = sorted(name for of_frame in wanted.values() for found in of_frame.values() for name in found)
     return {

@@ -77,9 +77,12 @@ def batch_statistics(segmenter, params, batch_stats, frames):
       As `batch_stats`: the means and variances of this group.
     """
 
-    def moved_from(value, still):
-        before = jax.tree.map(lambda x, kept: jnp.where(kept, x, jnp.full_like(x, value)), batch_stats, still)
+    @jax.jit  # traced once for all passes
+    def after(before):
         return segmenter.features({"params": params, "batch_stats": before}, frames, True, 1)[1]
+
+    def moved_from(value, still):
+        return after(jax.tree.map(lambda x, kept: jnp.where(kept, x, jnp.full_like(x, value)), batch_stats, still))
 
     def from_both(still):
         return moved_from(0.0, still), moved_from(_FAR, still)

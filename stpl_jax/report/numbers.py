@@ -55,7 +55,8 @@ def make_report(config, evaluations, comparison=None, moved=None):
     Returns:
       JSON-able dict: `classes`, `results` (row -> scores in percent), `settings` (row -> its method and the weights it
       came from), `config`, `versions`, `device`, `device_count`; with labels the three shares; without them `warnings`
-      (sentences), `agreement` (of each two rows), `compared_clips`, and `labelled_frames` where a person labelled some.
+      (sentences), `agreement` (of each two rows), `compared_clips`, and where a person labelled frames
+      `labelled_frames`, how many: null where rows were scored on different masks.
     """
     labelled = any("iou" in evaluation.last for evaluation in evaluations.values())
     without = any("shares" in evaluation.last for evaluation in evaluations.values())
@@ -67,6 +68,8 @@ def make_report(config, evaluations, comparison=None, moved=None):
             results[row]["miou"] = _number(last["miou"])
             results[row]["iou"] = {name: _number(value) for name, value in last.get("iou", {}).items()}
             results[row]["best_on_validation"] = {"miou": _number(best["miou"]), "step": best["step"]}
+        if labelled and without:
+            results[row] |= {"labels": last.get("labels"), "labelled": last.get("labelled")}
         if without:
             results[row]["confidence"] = _number(last.get("confidence"))
             results[row] |= {"shares": last.get("shares", {}), "clips": last.get("clips")}
@@ -77,14 +80,18 @@ def make_report(config, evaluations, comparison=None, moved=None):
             "seconds_per_step": _number(evaluation.seconds_per_step),
         }
         settings[row] = {"method": evaluation.method, "source": evaluation.source}
-    newest = list(evaluations.values())[-1].last
+    scored = [evaluation.last for evaluation in evaluations.values() if evaluation.last.get("labelled")]
+    same_masks = len({last.get("labels") for last in scored}) == 1
     return {
         "classes": list(model_classes(config.data)),
         "results": results,
         **(_without_labels(results, comparison) if without else _gap(results, config.method)),
         **(
-            {"labelled_frames": newest.get("labelled"), "labelled_classes": newest.get("classes")}
-            if labelled and without
+            {
+                "labelled_frames": scored[-1]["labelled"] if same_masks else None,
+                "labelled_classes": scored[-1].get("classes"),
+            }
+            if labelled and without and scored
             else {}
         ),
         "settings": settings,
@@ -114,6 +121,7 @@ def _without_labels(results, comparison):
             lines += unlabelled.warnings(row, figures, source, figures["statistics_moved"])
     clips = [figures["clips"] for figures in results.values() if figures["clips"]]
     lines += unlabelled.too_few_clips(min(clips)) if clips else []
+    lines += _different_masks(results)
     if comparison:
         for a, b in itertools.combinations(comparison.maps, 2):
             pixels, classes = comparison.agreement(a, b)
@@ -123,6 +131,17 @@ def _without_labels(results, comparison):
         "agreement": agreement,
         "compared_clips": len(comparison.clips) if comparison else 0,
     }
+
+
+def _different_masks(results):
+    """A warning where rows were scored on different masks, or some on none: [sentence], or nothing."""
+    if len({figures.get("labels") for figures in results.values()}) < 2:
+        return []
+    counts = ", ".join(f"{row} on {figures['labelled'] or 'no'} frames" for row, figures in results.items())
+    return [
+        f"The rows were scored on different masks ({counts}), and their mIoU cannot be compared; --mode=evaluate "
+        "scores all of them again."
+    ]
 
 
 def _number(value):

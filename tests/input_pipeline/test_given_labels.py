@@ -81,3 +81,59 @@ def test_a_mask_of_no_frame(tmp_path):
     (root / "labels" / "20.png").rename(root / "labels" / "x.png")
     with pytest.raises(UserError, match=r"labels: masks are named like their frames, and no frame is called x.png"):
         ingest(tmp_path, tmp_path / "run" / "own_video", IngestSettings(SIZE), lambda line: None)
+
+
+def refused(root, run, match):
+    """Ingests what has to be an error before any frame is scanned."""
+    lines = []
+    with pytest.raises(UserError, match=match):
+        ingest(root, run, IngestSettings(SIZE), lines.append)
+    assert not lines and not run.exists()
+
+
+def test_a_mask_of_another_size_than_its_frame(tmp_path):
+    root = write(tmp_path / "cam", (20, 30))
+    Image.fromarray(np.full((32, 48), ROAD, np.uint8)).save(root / "labels" / "30.png")
+    run = tmp_path / "run" / "own_video"
+    refused(tmp_path, run, "30.png: expected a mask of 64x96 pixels, as its frame has, found 32x48")
+    Image.fromarray(np.full(SIZE[::-1], ROAD, np.uint8)).save(root / "labels" / "30.png")
+    refused(tmp_path, run, "expected a mask of 64x96 pixels, as its frame has, found 96x64")
+    # A picture that is stored lying is labelled as it is seen.
+    frame = Image.open(root / "frames" / "30.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    frame.transpose(Image.Transpose.ROTATE_90).save(root / "frames" / "30.png", exif=turned)
+    refused(tmp_path, run, "expected a mask of 64x96 pixels, as its frame has, found 96x64")
+
+
+def test_bad_labels_are_said_before_the_scan(tmp_path):
+    root, run = write(tmp_path / "cam", (20, 30)), tmp_path / "run" / "own_video"
+    Image.fromarray(np.full(SIZE, 99, np.uint8)).save(root / "labels" / "30.png")
+    refused(tmp_path, run, r"30.png: ids that .*classes.json does not name: 99 \(6144 pixels\)")
+    (root / "classes.json").unlink()
+    refused(tmp_path, run, "classes.json: no such file")
+    (root / "labels" / "20.txt").write_text("0 0.5 0.5 1 1")
+    refused(tmp_path, run, "masks are PNG files, named like their frames; found 20.txt")
+
+
+def test_labels_of_another_form_are_left_out(tmp_path):
+    root, lines = write(tmp_path / "cam", ()), []
+    (root / "labels" / "20.txt").write_text("0 0.5 0.5 1 1")
+    (root / "classes.json").unlink()
+    found = ingest(tmp_path, tmp_path / "run" / "own_video", IngestSettings(SIZE), lines.append)
+    assert "own_video: left out, labels: cam/labels" in lines and not own_labels.find_masks(found.raw_dir)
+    assert not any("masks belong" in line for line in lines)
+
+
+def test_a_fully_labelled_sequence_leaves_something_to_adapt_on(tmp_path):
+    write(tmp_path / "cam", range(60))
+    lines = []
+    found = ingest(tmp_path, tmp_path / "run" / "own_video", IngestSettings(SIZE), lines.append)
+    clips = read_manifest(found.raw_dir)["clips"]
+    numbers = {split: {int(n[-10:-4]) for c in clips[split] for n in c["frames"]} for split in clips}
+    assert len(clips["train"]) > 5 and not numbers["train"] & numbers["val"]
+    early = {int(clip["frames"][0][-10:-4]) for clip in clips["val"]} & set(range(40))
+    assert len(early) > 2 and max(early) - min(early) > 20
+    masks = own_labels.find_masks(found.raw_dir)
+    assert set(masks) == {clip["name"] for clip in clips["val"]}
+    assert any(f"{len(masks)} of 60 masks belong to held-out clips" in line for line in lines)

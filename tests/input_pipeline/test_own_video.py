@@ -92,7 +92,7 @@ def write_awkward(root, elsewhere):
     for file in write_frames(elsewhere / "frames", film(22), "{}.png").iterdir():
         (root / "links" / file.name).symlink_to(file)
     write_frames(root / "labelled" / "frames", film(23))
-    write_frames(root / "labelled" / "labels", film(24))
+    write_frames(root / "labelled" / "labels", film(24), "{}.jpg")
     # All else.
     write_frames(root / "one picture", film(25, 1))
     (root / "an empty folder").mkdir()
