@@ -15,7 +15,8 @@ from stpl_jax.ops.dtypes import compute_dtype
 
 def _earliest_first(features):
     """The order of the paper's equations, and of the parameters: `[T, B, h, w, C]` to `[B, T, h, w, C]`, turned."""
-    return jnp.moveaxis(features[::-1], 0, 1)
+    # Stacked one by one: XLA then sees the frames that were stacked, where an array that is turned costs a copy.
+    return jnp.stack([*features[::-1]], 1)
 
 
 def _frames_to_channels(features):
