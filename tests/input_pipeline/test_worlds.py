@@ -385,6 +385,8 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 if __name__ == "__main__":
+    # A shell's background job, and what it starts, ignores the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         write_worlds(WorldSpec(size=(64, 128), source_clips=60, workers=2), Path(sys.argv[1]))
