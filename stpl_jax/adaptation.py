@@ -27,8 +27,8 @@ from stpl_jax.models.network import Network
 from stpl_jax.run_lock import run_lock
 from stpl_jax.stopping import Stopped
 
-# What `config.model.name` is of a network that is given from Python, and where its first weights lie in the workdir.
-OWN, OWN_WEIGHTS = "own", "own_network"
+# What `config.model.name` is of a network that is given from Python.
+OWN = "own"
 
 
 def adapt(
@@ -73,7 +73,7 @@ def adapt(
             if network is not None:
                 network, variables = _whole(network, variables, classes, size)
                 stack.enter_context(_entered(network))
-                model = folder / OWN_WEIGHTS
+                model = folder / run_folder.OWN_NETWORK
             elif variables is not None or classes is not None:
                 raise UserError("variables and classes belong to a Network; a checkpoint has its own.")
             config = _config(model, videos, method, steps, size, changes or {})
@@ -177,7 +177,7 @@ def _plain(tree, where, wrong):
 
 def _save(variables, classes, size, folder):
     """Writes an own network's weights as a source model; where an earlier call has, compares them with these."""
-    path = folder / OWN_WEIGHTS
+    path = folder / run_folder.OWN_NETWORK
     if in_folder(path / run_folder.CHECKPOINTS):
         _compare(checkpoint.load_model(path), variables, classes, folder)
         return

@@ -46,15 +46,21 @@ def with_inputs(config, workdir, progress=print):
         config = source_settings.complete(source_settings.as_before(config, workdir))
         check_settings(config)
     if config.data.target.name == "own_video":
-        # Before hours of video are looked at: a row may need what they do not have.
-        for row in row_names(config) if config.data.target.raw_dir else ():
-            for domain, needs in _method_needs(settings := row_config(config, row)).items():
-                if row != SOURCE:
-                    domain_spec(settings, domain, needs, workdir)
+        if config.data.target.raw_dir:
+            _check_needs(config, workdir)
         frames = 1 + max(_needs(config, "target").offsets, default=1)
         config = config.copy_and_resolve_references()
         config.data.target.update(processes.from_first(lambda: _own_video(config, workdir, frames, progress)))
     return config
+
+
+def _check_needs(config, workdir):
+    """Raises `UserError` where a row needs what own videos do not have: before hours of them are looked at."""
+    for row in row_names(config):
+        if row != SOURCE:
+            settings = row_config(config, row)
+            for domain, needs in _method_needs(settings).items():
+                domain_spec(settings, domain, needs, workdir)
 
 
 def _own_video(config, workdir, frames, progress):

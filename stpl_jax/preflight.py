@@ -1,12 +1,8 @@
 """What a run will need is looked at before its first long step, and everything that is wrong is said at once."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +21,11 @@ from input_pipeline.domains import (
     with_world,
 )
 from input_pipeline.errors import UserError
-from input_pipeline.files import expand
 from input_pipeline.labels import model_classes
 from input_pipeline.loader import check_crop
 from input_pipeline.needs import DomainNeeds
 from input_pipeline.spec import DatasetSpec, merged, prepared_path
-from stpl_jax import checkpoint, flow_estimators, flow_extraction, model_choice, processes, to_label
+from stpl_jax import checkpoint, disk_space, flow_estimators, flow_extraction, model_choice, processes, to_label
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
@@ -141,7 +136,7 @@ def _check(config, workdir, rows, progress, training):
     work = [row for row in found if row is not None and not row.done]
     if training:
         _look_at_weights(config, workdir, rows, work, problems)
-    problems.look(_try_to_write, workdir)
+    problems.look(disk_space.try_to_write, workdir)
     if config.world.generate:
         # Rendering takes minutes, and nothing that is wrong so far depends on it.
         problems.say()
@@ -155,7 +150,8 @@ def _check(config, workdir, rows, progress, training):
     sets = _find_sets(work, workdir, prepared, problems)
     checked = _look_at_files(config, sets, prepared, problems, progress)
     problems.say()
-    _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress)
+    of_sets, of_checkpoints = _bytes_to_write(config, work, sets, checked)
+    disk_space.warn_where_full(((prepared, of_sets), (workdir, of_checkpoints)), progress)
     for wanted in sets.values():
         if wanted.spec.flow_estimator:
             needs = {wanted.domain: DomainNeeds(wanted.spec.offsets, wanted.spec.flow_pairs)}
@@ -253,21 +249,6 @@ def _check_weights(key, path, settings, segmenter):
         raise (checkpoint.CheckpointError(f"config.{key}: {error}") if key else error) from None
 
 
-def _try_to_write(folder):
-    """Makes a file in a folder, or in the nearest one above it that is there."""
-    folder = _existing(folder)
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; the run has to write there", str(folder)) from None
-
-
-def _existing(folder):
-    folder = Path(expand(folder))
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
-
-
 def _find_sets(work, workdir, prepared, problems):
     """Describes the sets that rows read, one for all rows of a domain: path -> `_Set`, the validation set first."""
     sets = {}
@@ -298,7 +279,7 @@ def _look_at_files(config, sets, prepared, problems, progress):
             # Flow that the run estimates comes later, from frames that have to be whole.
             unprepared[path] = dataclasses.replace(spec, flow_pairs=()) if spec.flow_estimator else spec
     if unprepared:
-        problems.look(_try_to_write, prepared)
+        problems.look(disk_space.try_to_write, prepared)
     if any(spec.flow_estimator and _lacks_flow(sets[path].spec, prepared) for path, spec in unprepared.items()):
         problems.look(_check_flow_network, config)
     for error in problems.errors if unprepared else ():
@@ -322,29 +303,16 @@ def _check_flow_network(config):
     flow_estimators.load(config.flow)
 
 
-def _warn_of_a_full_disk(config, workdir, prepared, work, sets, checked, progress):
-    """Compares a rough estimate of what will be written with what is free; says so where it may not fit."""
-
-    def of_clip(spec):
-        each = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
-        return spec.size[0] * spec.size[1] * each
-
-    of_sets = sum(len(found.clips) * of_clip(sets[path].spec) for path, found in checked.items() if found)
+def _bytes_to_write(config, work, sets, checked):
+    """Roughly how many bytes the sets that are prepared will take, and the checkpoints."""
+    of_sets = 0
+    for path, found in checked.items():
+        spec = sets[path].spec
+        of_pixel = _FRAME_BYTES * len(spec.offsets) + _FLOW_BYTES * len(spec.flow_pairs)
+        of_sets += len(found.clips if found else ()) * spec.size[0] * spec.size[1] * of_pixel
     # Parameters and momentum; the newest is written before the oldest goes.
     networks = [build_segmenter(row.settings) for row in work if set(row.needs) - {"val"}]
-    of_checkpoints = sum(2 * _bytes_of(network) * (config.checkpoint.keep + 1) for network in networks)
-    folders, needed = {}, collections.Counter()
-    for folder, count in ((_existing(prepared), of_sets), (_existing(workdir), of_checkpoints)):
-        disk = os.stat(folder).st_dev
-        folders.setdefault(disk, folder)
-        needed[disk] += count
-    for disk, count in needed.items():
-        free = shutil.disk_usage(folders[disk]).free
-        if free < count:
-            progress(
-                f"the disk of {folders[disk]} may become full: {free / 2**30:.1f} GiB are free, and prepared sets and "
-                f"checkpoints take about {count / 2**30:.1f} GiB"
-            )
+    return of_sets, sum(2 * _bytes_of(network) * (config.checkpoint.keep + 1) for network in networks)
 
 
 @functools.cache

@@ -17,20 +17,23 @@ class StepResults:
       log: a `RunLog`.
       schedule: step -> learning rate.
       manager: of `checkpoint.open_manager`, for messages.
-
-    Attributes:
-      stop: whether a signal has come, in any process; the same in all processes at the same step.
+      stopping: a `StopAfterStep`, which notes the signals of this process.
     """
 
-    def __init__(self, row, log, schedule, manager):
+    def __init__(self, row, log, schedule, manager, stopping):
         self.row, self.log, self.schedule, self.manager = row, log, schedule, manager
-        self.stop, self._waiting = False, collections.deque()
+        self.stopping, self._agreed, self._waiting = stopping, False, collections.deque()
         self._several = jax.process_count() > 1
 
-    def add(self, step, names, metrics, stop):
-        """Takes a step's metrics, which stay on the devices, its clips' names, and whether a signal has come here."""
+    @property
+    def stop(self):
+        """Whether to stop after this step: the same in all processes at the same step."""
+        return self._agreed if self._several else bool(self.stopping.seen)
+
+    def add(self, step, names, metrics):
+        """Takes a step's metrics, which stay on the devices, and its clips' names."""
         # The signal may reach one process alone, or each at another step: all stop where they have agreed to.
-        agreed = parallel.any_process(stop) if self._several else stop
+        agreed = parallel.any_process(bool(self.stopping.seen)) if self._several else None
         self._waiting.append((step, names, metrics, agreed))
 
     def read(self, all_but=0):
@@ -50,4 +53,4 @@ class StepResults:
                     "Look at these clips, or lower optim.learning_rate."
                 )
             self.log.step(step, values | {"learning_rate": float(self.schedule(step - 1))})
-            self.stop = self.stop or (parallel.is_set(agreed) if self._several else agreed)
+            self._agreed = self._agreed or (self._several and parallel.is_set(agreed))

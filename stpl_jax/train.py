@@ -75,17 +75,15 @@ def train(config, workdir, row, init_from=None, progress=print):
         one_step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
         train_step = parallel.pmap(one_step, donate_state=True)
         log = RunLog(folder, row, steps, start.step, clips, config.log_every, jax.process_index() == 0, progress)
-        results = StepResults(row, log, poly_schedule(config.optim), manager)
 
         stream = parallel.prefetch(device_batches(config, method, sources, start.positions, steps - start.step))
         with StopAfterStep() as stopping:
+            results = StepResults(row, log, poly_schedule(config.optim), manager, stopping)
             for step, (batch, names, positions) in enumerate(stream, start.step + 1):
                 with jax.transfer_guard("disallow"):  # everything the step needs is on the devices
                     state, metrics = train_step(state, batch)
-                results.add(step, names, metrics, bool(stopping.seen))
+                results.add(step, names, metrics)
                 results.read(all_but=1)
-                # One process need not wait for what all agree to.
-                results.stop |= bool(stopping.seen) and jax.process_count() == 1
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
                     best = better(best, validation.score(state, step))
                     log.write(step, as_metrics(validation.last))
@@ -94,9 +92,9 @@ def train(config, workdir, row, init_from=None, progress=print):
                     results.read()
                     now = dataclasses.replace(meta, step=step, positions=positions, best=best)
                     checkpoint.save(manager, step, parallel.unreplicate(state), now)
-                if results.stop:
-                    processes.from_first(manager.wait_until_finished)
-                    raise stopping.stopped(f"{row}  stopped at step {step}")
+                    if results.stop:
+                        processes.from_first(manager.wait_until_finished)
+                        raise stopping.stopped(f"{row}  stopped at step {step}")
             processes.from_first(manager.wait_until_finished)
 
         if method.online and best:  # the run ended between its checkpoint and its record

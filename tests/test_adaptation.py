@@ -138,7 +138,7 @@ def test_a_network_needs_weights_classes_and_size(videos):
 
 
 def test_weights_whose_saving_was_cut_off_are_saved_again(tmp_path):
-    folder = tmp_path / adaptation.OWN_WEIGHTS / run_folder.CHECKPOINTS
+    folder = tmp_path / run_folder.OWN_NETWORK / run_folder.CHECKPOINTS
     (folder / "0.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
     variables = {"params": {"a": np.arange(3.0)}, "batch_stats": {}}
     adaptation._save(variables, ("road",), (32, 64), tmp_path)

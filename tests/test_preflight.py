@@ -16,7 +16,7 @@ from input_pipeline.builders.checks import BadFilesError
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
-from stpl_jax import checkpoint, preflight
+from stpl_jax import checkpoint, disk_space, preflight
 from stpl_jax.flow_estimators import ESTIMATORS, DeviceEstimator, FlowError
 from stpl_jax.methods import make_method
 from stpl_jax.records import RowScores
@@ -237,7 +237,7 @@ def test_a_window_larger_than_the_frames(config, tmp_path):
 
 def test_a_disk_that_may_become_full_is_a_warning(config, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
     lines = check(config, tmp_path, "source_only")
     assert sum("may become full: 0.0 GiB are free" in line for line in lines) == 1
     assert prepared(tmp_path)

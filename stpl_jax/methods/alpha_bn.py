@@ -64,8 +64,8 @@ def batch_statistics(segmenter, params, batch_stats, frames):
 
     A running statistic moves by after = (1 - m) · before + m · batch, whatever the network's momentum m. It is let move
     from 0 and from afar, which tells m, and so the batch's. Those of frozen layers do not move, and the forward pass
-    depends on them: they are found first, and start from what they are. On all others the forward pass does not
-    depend: compiled, all passes are one where no layer is frozen.
+    depends on them: they are found first, and start from what they are. It does not depend on the others: compiled, all
+    passes are one where no layer is frozen.
 
     Args:
       segmenter: a `Network` with running statistics.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from input_pipeline.errors import UserError
 from stpl_jax.ops.warp import warp
 
 # Of images that every network takes.
@@ -54,16 +55,20 @@ class Network:
         own statistics, and the first `averaged` of them enter the running ones, in order; otherwise the running ones
         normalise, and stay. See `group_by_group` for a network that knows no groups.
       main_classifier: (params, main features `[B, h, w, C]`) -> scores `[B, h', w', K]`, before softmax.
-      initial: random key -> `variables`; None where the weights are given.
-      auxiliary_classifier: likewise from auxiliary features, on the grid of the main scores; None: there is none.
-      fusion: (params, scores of the current frame, scores of the earlier frame warped to it), both `[B, h', w', K]`,
-        -> fused scores; None: the current frame's scores count.
       groups: names of `GROUPS` -> regular expression on paths such as `backbone/bn1/scale` within `params`. What a
         network lacks it leaves out.
+      initial: random key -> `variables`; None where the weights are given.
+      auxiliary_classifier: as `main_classifier`, from auxiliary features, on the grid of the main scores; None: there
+        is none.
+      fusion: (params, scores of the current frame, scores of the earlier frame warped to it), both `[B, h', w', K]`,
+        -> fused scores; None: the current frame's scores count.
       running_statistics: whether the network has any; False: `batch_stats` is empty, and statistics cannot be adapted.
       rematerialise: whether the backward pass computes activations again, which saves memory.
       new_classifier: name -> a Flax module like the main classifier, `[B, h, w, C]` to `[B, h, w, K]`.
       dtype, param_dtype: of the backbone's arithmetic; of parameters and running statistics.
+
+    Raises:
+      UserError: `groups` has other names.
     """
 
     num_classes: int
@@ -83,7 +88,7 @@ class Network:
     def __post_init__(self):
         unknown = set(self.groups) - {*GROUPS, "classifiers"}
         if unknown:
-            raise ValueError(f"Network.groups: expected names among {', '.join(GROUPS)}, found {sorted(unknown)}.")
+            raise UserError(f"Network.groups: expected names among {', '.join(GROUPS)}, found {sorted(unknown)}.")
         classifiers = [self.groups[n] for n in ("auxiliary_classifier", "main_classifier") if n in self.groups]
         groups = dict(self.groups) | ({"classifiers": "|".join(classifiers)} if classifiers else {})
         object.__setattr__(self, "groups", types.MappingProxyType(groups))

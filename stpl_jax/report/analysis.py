@@ -230,9 +230,7 @@ def _common_grid(models, size, classes):
                 f"{name} ({model.path}) was trained on classes {', '.join(model.classes)}, and the run's are "
                 f"{', '.join(classes)}."
             )
-        frame = jax.ShapeDtypeStruct((*size, 3), np.uint8)
-        features = jax.eval_shape(functools.partial(_features, model.segmenter), model.variables, frame)
-        grids[name] = features.shape[:3]
+        grids[name] = model.segmenter.feature_shapes(model.variables, size).main.shape[2:]
     if len(set(grids.values())) > 1:
         lines = "\n".join(f"  {name}: {h}x{w}, {c} channels" for name, (h, w, c) in grids.items())
         raise checkpoint.CheckpointError(
