@@ -48,18 +48,10 @@ class IngestedVideo:
     Attributes:
       raw_dir: folder of the set `own_video`.
       size: (height, width) of all its frames.
-      clips: {split: number of clips}.
-      film: folder of the frames, in the order of time, of one run that is held out.
-      film_rate: its frames per second.
-      lines: what was found, what is left out and why, what was chosen.
     """
 
     raw_dir: Path
     size: tuple[int, int]
-    clips: dict[str, int]
-    film: Path
-    film_rate: float
-    lines: tuple[str, ...]
 
 
 def ingest(folder, into, settings, progress=print, threads=None):
@@ -94,14 +86,7 @@ def ingest(folder, into, settings, progress=print, threads=None):
                 write_atomically(unfinished / MANIFEST, json.dumps(stored | {"made_from": before}))
                 # What was there is made from something else; `_usable` has looked at what it is.
                 shutil.rmtree(into, ignore_errors=True)
-    return IngestedVideo(
-        raw_dir=into,
-        size=tuple(stored["size"]),
-        clips={split: len(clips) for split, clips in stored["clips"].items()},
-        film=into / FILM,
-        film_rate=stored["film_rate"],
-        lines=tuple(stored["lines"]),
-    )
+    return IngestedVideo(into, tuple(stored["size"]))
 
 
 def _as_stored(settings):
@@ -178,16 +163,14 @@ def _make(folder, unfinished, settings, progress, workdir, threads):
     # A bad mask is better known of now than once hours of video have been read.
     given = given_labels.find(look(folder, LeftOut(), workdir), threads)
     stretches, left_out = scan(folder, progress, settings.frames_per_second, workdir, threads)
-    lines = [stretch.line() for stretch in stretches] + left_out
-    for line in lines:
+    for line in (*(stretch.line() for stretch in stretches), *left_out):
         progress(f"own_video: {line}")
     masks = {i: given[stretch.found.name] for i, stretch in enumerate(stretches) if stretch.found.name in given}
     chosen = choose.choose(
         stretches, settings.frames_per_second, settings.max_clips, settings.held_out, settings.length, masks
     )
     size = choose.fitting_size(stretches, settings.size) if settings.fit else tuple(settings.size)
-    told = [*_size_lines(stretches, size, settings), *_clip_lines(stretches, chosen)]
-    for line in told:
+    for line in (*_size_lines(stretches, size, settings), *_clip_lines(stretches, chosen)):
         progress(f"own_video: {line}")
     folders = [f"{i:03d}_{_NO_NAME.sub('_', stretch.found.name)[:60]}" for i, stretch in enumerate(stretches)]
     wanted = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -210,8 +193,7 @@ def _make(folder, unfinished, settings, progress, workdir, threads):
         kept = given_labels.keep(stretches, masks, names, size, unfinished)
         total = sum(map(len, given.values()))
         why = "" if kept == total else "; the frames of the others are left out, or needed to adapt on"
-        told.append(f"{kept} of {total} masks belong to held-out clips, and are scored{why}")
-        progress(f"own_video: {told[-1]}")
+        progress(f"own_video: {kept} of {total} masks belong to held-out clips, and are scored{why}")
     names = sorted(name for of_frame in wanted.values() for found in of_frame.values() for name in found)
     return {
         "settings": _as_stored(settings),
@@ -219,7 +201,6 @@ def _make(folder, unfinished, settings, progress, workdir, threads):
         "frames": {name: _bytes_of(unfinished / name) for name in names},
         "clips": clips,
         "film_rate": chosen.film_rate,
-        "lines": lines + told,
     }
 
 

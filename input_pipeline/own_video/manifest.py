@@ -5,7 +5,7 @@ from pathlib import Path
 from input_pipeline.files import read_json
 
 MANIFEST, FRAMES, FILM = "manifest.json", "frames", "film"
-_KEYS = ("made_from", "settings", "frames", "clips", "size", "film_rate", "lines")
+_KEYS = ("made_from", "settings", "frames", "clips", "size", "film_rate")
 
 
 def read_manifest(raw_dir):
@@ -16,7 +16,7 @@ def read_manifest(raw_dir):
 
     Returns:
       dict of `made_from` {file: [bytes, time]}, `settings`, `size`, `frames` {file: bytes}, `clips` {split: list of
-      dicts of `name` and `frames`, newest first}, `film_rate` and `lines`; None where there is no such file.
+      dicts of `name` and `frames`, newest first} and `film_rate`; None where there is no such file.
 
     Raises:
       UserError: the file is damaged.
