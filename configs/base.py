@@ -34,7 +34,6 @@ def get_config():
     data.class_names = ()  # the model's classes by name, in place of a label setting's
     data.prepared_dir = placeholder(str)  # default: <workdir>/data
     data.skip_bad = False  # leave out clips with bad files instead of stopping
-    data.flip = True  # mirror clips at random where training has labels
     data.crop = (0, 0)  # random crop (height, width) where training has labels; (0, 0): whole frames (public code)
     data.threads = 4  # decoding threads
     data.workers = 0  # decoding processes; 0: threads alone
@@ -110,7 +109,9 @@ def get_config():
     config.batch_norm.average_over = "all"  # groups that enter the running averages: all (PyTorch's way) or clean
 
     config.optim = optim = ConfigDict()  # paper, section 4.1
-    optim.profile = "paper"  # paper: this optimiser for every method; own: what methods.<method>.own says in its place
+    # paper: this optimiser for every method; own: what methods.<method>.own says in its place, and `clips_per_device`,
+    # which the publications count on one device
+    optim.profile = "paper"
     optim.learning_rate = 2.5e-6
     optim.steps = 20_000  # steps to run
     optim.decay_steps = 20_000  # steps until the schedule reaches 0
@@ -127,6 +128,9 @@ def get_config():
 
     # Settings of each method, by its name.
     config.methods = ConfigDict()
+    # Of source_only and oracle. `mirror`, here and below: half of the labelled clips are mirrored, at random, as each
+    # method's public code does or does not (source_only: the code of DA-VSN).
+    config.methods.supervised = ConfigDict(dict(mirror=False))
     config.methods.alpha_bn = ConfigDict(
         dict(alpha=0.5)
     )  # weight of the target's statistics; the source's has the rest
@@ -178,6 +182,7 @@ def get_config():
             decoders=4,
             dropout=0.5,  # probability that a decoder does not see a channel
             own=dict(  # the publication's optimiser, with optim.profile=own
+                clips_per_device=2,
                 learning_rate=5e-5,
                 power=0.0,  # a constant rate
                 steps=3_200,  # two passes over as many images, two a step
@@ -200,6 +205,7 @@ def get_config():
             projection=dict(hidden=2048, dim=128, init="random"),
             augment=stpl.augment.to_dict(),
             own=dict(
+                clips_per_device=9,
                 learning_rate=1e-4,
                 nesterov=True,
                 steps=100_000,
@@ -211,6 +217,7 @@ def get_config():
     # Image-based adaptation with source data; weights and `own` as the publications' code has them.
     config.methods.fda = ConfigDict(  # Fourier Domain Adaptation, CVPR 2020
         dict(
+            mirror=False,
             beta=0.01,  # half-width of the window of low frequencies, as a share of the shorter side; also 0.05, 0.09
             entropy_weight=0.005,
             entropy_power=2.0,  # η
@@ -224,6 +231,7 @@ def get_config():
     )
     config.methods.pixmatch = ConfigDict(  # PixMatch, CVPR 2021
         dict(
+            mirror=True,
             weight=0.1,  # of the consistency term
             crop=dict(
                 size=(1.0, 0.5),  # (height, width) of the resized crop, as shares of the frame: 512×512 of 512×1024
@@ -251,6 +259,8 @@ def get_config():
     )
     config.methods.rda = ConfigDict(  # Robust Domain Adaptation, ICCV 2021
         dict(
+            mirror=False,
+            clip_norm=1.0,  # of the network's gradient, in place of optim.clip_norm
             bands=32,  # frequency bands of each channel
             share=0.1,  # of bands and channels that an attack replaces
             consistency=dict(main=1.0, auxiliary=1.0),  # weights of the distance between attacked and clean predictions
@@ -263,7 +273,6 @@ def get_config():
                 learning_rate=2.5e-4,
                 steps=120_000,
                 decay_steps=250_000,
-                clip_norm=1.0,
                 multipliers=(("classifiers", 10.0),),
             ),
         )
@@ -271,6 +280,7 @@ def get_config():
     # Video adaptation; weights and `own` as the publications' code has them.
     config.methods.da_vsn = ConfigDict(  # DA-VSN, ICCV 2021
         dict(
+            mirror=False,
             weight=1e-3,  # of all terms but the supervised one (λ_u), and of pushing discriminators apart
             auxiliary_adversarial=0.2,  # of the adversarial terms on the auxiliary classifier
             propagation="splat",  # of x_{t-1}'s prediction to t: splat (public code: nearest pixel, holes) or warp
@@ -286,6 +296,7 @@ def get_config():
     )
     config.methods.vat_vst = ConfigDict(  # VAT-VST, 2021; there is no public code: the values are ours
         dict(
+            mirror=False,  # as DA-VSN
             stage1_share=0.5,  # of optim.decay_steps that are adversarial training; self-training follows
             weight=1e-3,  # of the adversarial term, as DA-VSN
             auxiliary_adversarial=0.2,  # as DA-VSN
@@ -302,6 +313,7 @@ def get_config():
     )
     config.methods.tps = ConfigDict(  # TPS, ECCV 2022
         dict(
+            mirror=False,
             target_weight=0.1,  # λ for VIPER; 1.0 for SYNTHIA-Seq
             flip_probability=0.5,  # that the clip which pseudo-labels come from is mirrored
             scale=(0.8, 1.2),  # smallest and largest factor that the augmented clip is scaled by

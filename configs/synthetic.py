@@ -72,6 +72,8 @@ def get_config():
     stpl.contrast.class_power = -0.5
     stpl.head_multiplier = 100.0  # lets the head take up what the classifier need not
 
+    config.methods.supervised.mirror = True  # few clips: the source model needs it
+
     def supervised(steps):
         optim = dict(learning_rate=0.06, steps=steps, decay_steps=steps, multipliers=())
         return ConfigDict(dict(clips_per_device=4, optim=optim, evaluate=dict(every=150)))

@@ -11,8 +11,10 @@ class DomainNeeds:
       offsets: frames of a clip, newest first: 0 is x_t, 1 is x_{t-1}.
       flow_pairs: pairs (a, b), flow on the grid of x_{t-a} that points into x_{t-b}.
       labels: whether x_t's label is read.
+      mirrored: whether half of the clips, chosen at random, are mirrored left to right, flow and label with them.
     """
 
     offsets: tuple[int, ...] = (0, 1)
     flow_pairs: tuple[tuple[int, int], ...] = ((0, 1),)
     labels: bool = False
+    mirrored: bool = False

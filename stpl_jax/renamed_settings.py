@@ -1,4 +1,4 @@
-"""Settings that had another name: an old one is an error that says the new spelling."""
+"""Settings that had another name: an old one is an error that says the new spelling, or is read as the new one."""
 
 from input_pipeline import optical_flow
 
@@ -11,4 +11,20 @@ def new_spelling(key, value):
             return f"; it is {prefix}files=read now"
         files = "none" if value in optical_flow.ESTIMATORS else "write"
         return f"; it is {prefix}estimator={value} {prefix}files={files} now"
+    if f".{key}".endswith(".data.flip"):
+        mirror = f"--config.{key.removesuffix('data.flip')}methods"
+        return f"; it is {mirror}.supervised.mirror (source_only and oracle) and {mirror}.METHOD.mirror now"
     return ""
+
+
+def as_now(stored):
+    """Returns a row's settings as names with dots, one that means the same by its name of today.
+
+    Args:
+      stored: the settings that a row was begun with, likewise, `method` among them.
+    """
+    stored = dict(stored)
+    if "data.flip" in stored:
+        section = "supervised" if stored["method"] in ("source_only", "oracle") else stored["method"]
+        stored[f"methods.{section}.mirror"] = stored.pop("data.flip")
+    return stored

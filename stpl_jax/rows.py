@@ -2,6 +2,9 @@
 
 from input_pipeline.errors import UserError
 
+# Settings outside of `optim` that a publication may say, too, in its `own`.
+BESIDE_OPTIM = ("clips_per_device",)
+
 
 def row_config(config, row):
     """Returns one row's configuration: the run's, changed as `config.rows.<row>` says.
@@ -12,7 +15,8 @@ def row_config(config, row):
 
     Returns:
       A copy whose `method` and `optim` are the row's. With `optim.profile=own`, what the method's publication says in
-      `config.methods.<method>.own` replaces the run's optimiser; what the row itself says comes last.
+      `config.methods.<method>.own` replaces the run's optimiser and `clips_per_device`; what the row itself says comes
+      last.
 
     Raises:
       UserError: the profile is neither `paper` nor `own`.
@@ -24,7 +28,9 @@ def row_config(config, row):
         changes = config.rows[row].to_dict() if row in config.rows else {}
         config.method = changes.pop("method", row)
         if config.optim.profile == "own":
-            config.optim.update(config.methods.get(config.method, {}).get("own", {}))
+            own = dict(config.methods.get(config.method, {}).get("own", {}))
+            config.update({key: own.pop(key) for key in BESIDE_OPTIM if key in own})
+            config.optim.update(own)
         config.update(changes)
         if config.steps is not None:
             config.optim.steps = config.steps

@@ -15,6 +15,7 @@ from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
 from stpl_jax.models import NETWORKS
 from stpl_jax.models.resnet import REMAT
+from stpl_jax.rows import BESIDE_OPTIM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +126,19 @@ def _all(rule, *keys):
     return dict.fromkeys(keys, rule)
 
 
-# Pattern of the key -> rule; the first that matches counts. methods.<name>.own follows the rules of optim.
+# Pattern of the key -> rule; the first that matches counts. methods.<name>.own follows the rules of what it replaces.
 RULES = {
     **_all(PATH, "init_from", "pretrain_from", "flow.weights", "data.prepared_dir"),
     **_all(PATH, "data.*.raw_dir", "data.*list", "data.*flow_dir"),
-    **_all(FLAG, "source_free", "from_checkpoint", "compilation_cache", "data.skip_bad", "data.flip", "world.generate"),
+    **_all(
+        FLAG,
+        "source_free",
+        "from_checkpoint",
+        "compilation_cache",
+        "data.skip_bad",
+        "methods.*.mirror",
+        "world.generate",
+    ),
     **_all(FLAG, "model.backbone.stem_pool", "optim.nesterov", "evaluate.online", "report.analysis"),
     **_all(FLAG, "methods.*.topk.per_class", "methods.*.augment.per_frame", "methods.hcl.restart_average"),
     **_all(FLAG, "methods.stpl.warp_keys", "methods.stpl.*_gradient"),
@@ -145,7 +154,7 @@ RULES = {
     **_all(RATE, "optim.learning_rate", "methods.*.learning_rate", "methods.*temperature"),
     **_all(WEIGHT, "auxiliary_weight", "optim.power", "optim.weight_decay", "optim.clip_norm"),
     **_all(WEIGHT, "methods.*weight", "methods.*.auxiliary_adversarial", "methods.stpl.head_multiplier"),
-    **_all(WEIGHT, "methods.fda.entropy_power", "methods.da_vsn.clip_norm"),
+    **_all(WEIGHT, "methods.fda.entropy_power", "methods.*.clip_norm"),
     **_all(WEIGHT, "methods.rda.consistency.*", "methods.rda.adversarial.*"),
     **_all(SHARE, "methods.*.augment.*_probability", "methods.*_decay", "methods.alpha_bn.alpha", "methods.rda.share"),
     **_all(SHARE, "methods.vat_vst.stage1_share", "methods.vat_vst.threshold", "methods.tps.flip_probability"),
@@ -211,10 +220,12 @@ RULES = {
 }
 
 
-def optimiser_key(key):
-    """Returns the key of `optim` that a key of `methods.<name>.own` takes the place of, or None for any other key."""
+def published_key(key):
+    """Returns the key that a key of `methods.<name>.own` takes the place of, or None for any other key."""
     found = re.fullmatch(r"methods\.\w+\.own\.(.+)", key)
-    return found and f"optim.{found[1]}"
+    if not found:
+        return None
+    return found[1] if found[1] in BESIDE_OPTIM else f"optim.{found[1]}"
 
 
 def rule_of(key):
@@ -223,7 +234,7 @@ def rule_of(key):
     Args:
       key: with dots, such as `optim.steps`.
     """
-    key = optimiser_key(key) or key
+    key = published_key(key) or key
     return next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 

@@ -9,9 +9,9 @@ from input_pipeline.errors import UserError, capped
 from input_pipeline.files import expand
 from stpl_jax.checkpoint import CheckpointError
 from stpl_jax.methods import METHODS
-from stpl_jax.renamed_settings import new_spelling
+from stpl_jax.renamed_settings import as_now, new_spelling
 from stpl_jax.rows import row_config, row_names
-from stpl_jax.setting_rules import PATH, optimiser_key, problem, problems_together, rule_of
+from stpl_jax.setting_rules import PATH, problem, problems_together, published_key, rule_of
 
 # Settings that may change between the parts of one run: they do not change what is computed. `optim.accumulate` goes
 # with the number of devices: what has to stay is the number of clips in a step, which `train` compares.
@@ -89,7 +89,7 @@ def check(config):
     found += [
         f"config.{key}: there is no such setting of the optimiser" + _near(name, own)
         for key in own
-        if (name := optimiser_key(key)) and name not in own
+        if (name := published_key(key)) and name not in own
     ]
     known = tuple(dict.fromkeys((*METHODS, *config.rows)))
     for key, names in (("method", (config.method,)), ("compare_with", config.compare_with)):
@@ -140,7 +140,7 @@ def check_same_run(config, stored, folder):
     Raises:
       CheckpointError: lists every setting that differs.
     """
-    now, before = flat(json.loads(config.to_json_best_effort())), flat(stored)
+    now, before = flat(json.loads(config.to_json_best_effort())), as_now(flat(stored))
     for name, value in before.items():
         if spelling := new_spelling(name, value):
             raise CheckpointError(f"{folder} was begun with {name}={value}{spelling}. Use another --workdir.")

@@ -127,7 +127,7 @@ def device_batches(config, method, sources, positions, count):
             offsets=needs.offsets,
             flow_pairs=needs.flow_pairs,
             label=needs.labels,
-            flip=config.data.flip and needs.labels,
+            flip=needs.mirrored,
             crop=tuple(config.data.crop) if needs.labels and any(config.data.crop) else None,
             num_workers=config.data.workers,
             num_threads=config.data.threads,

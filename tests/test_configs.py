@@ -200,3 +200,15 @@ def test_mistyped_keys_are_errors():
         config.optim.lerning_rate = 1.0
     with pytest.raises(TypeError):
         config.optim.steps = 2.5
+
+
+def test_labelled_clips_are_mirrored_where_the_public_code_does_so():
+    mirrored = {}
+    for row in ("source_only", "oracle", "fda", "pixmatch", "rda", "da_vsn", "vat_vst", "tps", "ur", "hcl", "stpl"):
+        config = row_config(base.get_config(), row)
+        needs = make_method(config, make_segmenter(config.model, 15)).needs
+        mirrored[row] = {domain for domain, need in needs.items() if need.mirrored}
+    assert mirrored == dict.fromkeys(mirrored, set()) | {"pixmatch": {"source"}}
+    # The embedded benchmark's few clips: what source_only and oracle were tuned with.
+    config = row_config(load("synthetic"), "source_only")
+    assert make_method(config, make_segmenter(config.model, 15)).needs["source"].mirrored

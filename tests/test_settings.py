@@ -12,6 +12,7 @@ from configs import base, synthetic
 from input_pipeline.errors import UserError
 from stpl_jax import settings
 from stpl_jax.checkpoint import CheckpointError
+from stpl_jax.rows import row_config
 from stpl_jax.setting_rules import RULES, rule_of
 
 FILES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem != "__init__")
@@ -179,4 +180,41 @@ def test_the_same_folder_written_in_another_way_is_no_change(tmp_path, monkeypat
     before = change(base.get_config(), {"data.target.raw_dir": "city"})
     settings.check_same_run(
         change(base.get_config(), {"data.target.raw_dir": f"{tmp_path}/city"}), stored(before), tmp_path
+    )
+
+
+def test_a_setting_that_each_method_has_now_says_so():
+    assert (
+        "it is --config.methods.supervised.mirror (source_only and oracle) and --config.methods.METHOD.mirror now"
+        in (complaint({"data.flip": True}))
+    )
+
+
+@pytest.mark.parametrize(
+    "method, mirrors, fits", [("source_only", True, True), ("source_only", False, False), ("stpl", False, True)]
+)
+def test_a_row_that_was_begun_with_the_former_setting_goes_on_where_it_means_the_same(method, mirrors, fits):
+    config = base.get_config()
+    config.method = method
+    stored = json.loads(config.to_json_best_effort())
+    del stored["methods"]["supervised"]
+    stored["data"]["flip"] = True
+    config.methods.supervised.mirror = mirrors
+    if fits:
+        settings.check_same_run(config, stored, "run/row")
+    else:
+        with pytest.raises(CheckpointError, match="methods.supervised.mirror: was True, is False"):
+            settings.check_same_run(config, stored, "run/row")
+
+
+def test_own_settings_stand_in_for_the_batch_too():
+    config = base.get_config()
+    config.optim.profile = "own"
+    # Public code: UR two images a step, HCL nine; the others, and rows that say otherwise, what the run says.
+    config.rows.three = {"method": "hcl", "clips_per_device": 3}
+    found = {row: row_config(config, row).clips_per_device for row in ("ur", "hcl", "tps", "three")}
+    assert found == {"ur": 2, "hcl": 9, "tps": 1, "three": 3}
+    assert row_config(base.get_config(), "hcl").clips_per_device == 1
+    assert "config.methods.hcl.own.clips_per_device: expected a whole number from 1 on, found 0" in complaint(
+        {"methods.hcl.own.clips_per_device": 0}
     )

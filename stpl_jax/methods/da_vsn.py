@@ -53,7 +53,7 @@ class DAVSN(Method):
             )
         self.needs = {"target": DomainNeeds()}
         if not config.source_free:
-            self.needs["source"] = DomainNeeds(labels=True)
+            self.needs["source"] = DomainNeeds(labels=True, mirrored=self.settings.mirror)
             self.roles = ("auxiliary_classifier",)
         self.discriminator = Discriminator(segmenter.param_dtype, self.settings.discriminator.width)
 

@@ -6,8 +6,11 @@
 Source frames get the low-frequency amplitude of a target frame and keep their phase and labels; predictions on target
 get confident. An image method: on video, both frames of a source clip take the amplitude of the target clip's x_t that
 lies beside it in the batch, and p is ACCEL's, of two frames. The entropy term is on the main classifier, the only one
-that the publication has, at feature resolution, from the first step on. One β, where the publication averages the
-predictions of three networks (0.01, 0.05, 0.09) and trains them again on their own labels.
+that the publication has, at feature resolution, from the first step on.
+
+The public code crops source images of 720×1280 to 512×1024 first, so that β = 0.01 is a half-width of 5; here frames
+stay whole, and 720 rows give 7. One β, where the publication averages the predictions of three networks (0.01, 0.05,
+0.09) and trains them again on their own labels.
 """
 
 from input_pipeline.errors import UserError
@@ -31,7 +34,7 @@ class FDA(Method):
                 "term is left, which the paper has no row for. Set source_free=False."
             )
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.fda
-        self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}
+        self.needs = {"source": DomainNeeds(labels=True, mirrored=self.settings.mirror), "target": DomainNeeds()}
 
     def loss(self, params, state, batch, key):
         del key

@@ -37,7 +37,7 @@ class PixMatch(Method):
                 "the paper has no row for. Set source_free=False, or use method=self_training."
             )
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.pixmatch
-        self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}
+        self.needs = {"source": DomainNeeds(labels=True, mirrored=self.settings.mirror), "target": DomainNeeds()}
         self.augment_settings = AugmentSettings(**self.settings.augment)
 
     def loss(self, params, state, batch, key):

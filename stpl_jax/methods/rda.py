@@ -14,8 +14,13 @@ The public code differs:
 - Its reference is the very image under attack (the variable is overwritten too early), so that attacks change nothing.
   Ours is x_t of the source clip that lies beside the target clip in the batch, resized.
 - Its gate gets no gradient (see `straight_through_gate`), so its optimiser, SGD at 1e-6, says nothing: Adam here.
+- It attacks what the network takes, BGR with the mean taken off. The mean of such a channel, which is in the lowest
+  band, may be of either sign, and the reference's amplitude at the target's phase can be far from both. Here RGB of 0
+  to 255 is attacked, whose mean has one sign.
 - It scales attacked images by 0.8 to 1.2 besides, which the publication does not describe: left out.
 - It attacks target images alone (the lines for source are switched off), and so does this.
+
+As there, the network's gradient is clipped at a norm of 1 (`methods.rda.clip_norm`) and source clips are not mirrored.
 
 An image method: on video, p is ACCEL's, of two frames; both frames of a clip are attacked alike, by a gate that sees
 x_t. Distances between predictions are at feature resolution.
@@ -58,7 +63,7 @@ class RDA(Method):
             raise UserError(
                 f"methods.rda.share is a share of the bands, above 0 and up to 1; found {self.settings.share}."
             )
-        self.needs = {"source": DomainNeeds(labels=True), "target": DomainNeeds()}
+        self.needs = {"source": DomainNeeds(labels=True, mirrored=self.settings.mirror), "target": DomainNeeds()}
         self.discriminator = Discriminator(segmenter.param_dtype, self.settings.discriminator.width)
         self.gate = FrequencyGate(segmenter.param_dtype)
 
@@ -75,8 +80,10 @@ class RDA(Method):
         }, None
 
     def optimisers(self, settings):
+        network = settings.copy_and_resolve_references()
+        network.clip_norm = self.settings.clip_norm
         return {
-            **super().optimisers(settings),
+            **super().optimisers(network),
             "discriminator": optim.adam(self.settings.discriminator, settings),
             "attacker": optim.adam(self.settings.attacker, settings),
         }

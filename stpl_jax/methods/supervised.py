@@ -53,7 +53,7 @@ class Supervised(Method):
 
     def __init__(self, config, segmenter, domain):
         self.config, self.segmenter, self.domain = config, segmenter, domain
-        self.needs = {domain: DomainNeeds(labels=True)}
+        self.needs = {domain: DomainNeeds(labels=True, mirrored=config.methods.supervised.mirror)}
 
     def loss(self, params, state, batch, key):
         del key

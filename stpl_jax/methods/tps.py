@@ -42,7 +42,7 @@ class TPS(Method):
             raise UserError(f"methods.tps.scale is (smallest, largest), from 0.5 on; found {(low, high)}.")
         self.needs = {"target": DomainNeeds((0, 1, 2), ((0, 1), (1, 2)))}
         if not config.source_free:
-            self.needs["source"] = DomainNeeds(labels=True)
+            self.needs["source"] = DomainNeeds(labels=True, mirrored=self.settings.mirror)
         self.augment_settings = AugmentSettings(**self.settings.augment)
 
     def loss(self, params, state, batch, key):

@@ -49,7 +49,7 @@ class VATVST(Method):
         earlier = range(1, self.settings.window)
         self.needs = {"target": DomainNeeds((0, *earlier), tuple((0, k) for k in earlier))}
         if not config.source_free:
-            self.needs["source"] = DomainNeeds(labels=True)
+            self.needs["source"] = DomainNeeds(labels=True, mirrored=self.settings.mirror)
             self.roles = ("auxiliary_classifier",)
         self.discriminator = Discriminator(segmenter.param_dtype, self.settings.discriminator.width)
 

@@ -160,6 +160,16 @@ def test_two_steps_on_two_devices_move_all_three(rda_config, drawn_variables, ba
     assert {"loss/network", "loss/discriminator", "loss/attacker"} < set(metrics)
 
 
+def test_the_networks_gradient_is_clipped_at_one_in_every_profile(rda_config, small_segmenter):
+    rda_config.optim.update({"weight_decay": 0.0, "clip_norm": 0.0, "learning_rate": 0.5})
+    network = make_method(rda_config, small_segmenter).optimisers(rda_config.optim)["network"]
+    params = {"segmenter": {"layer6": {"kernel": jnp.zeros(4, jnp.float32)}}}
+    steep = jax.tree.map(lambda x: x + 30.0, params)
+    update, _ = network.update(steep, network.init(params), params)
+    np.testing.assert_allclose(update["segmenter"]["layer6"]["kernel"], -0.25, rtol=1e-6)  # 0.5 · 30 / 60
+    assert rda_config.optim.clip_norm == 0.0, "the run's own settings were changed"
+
+
 def test_wrong_settings(rda_config, small_segmenter):
     rda_config.source_free = True
     with pytest.raises(ValueError, match="method=rda .* without source data. Set source_free=False"):
