@@ -11,7 +11,7 @@ from input_pipeline.labels import model_classes
 from input_pipeline.loader import train_batches
 from stpl_jax import checkpoint, parallel, processes
 from stpl_jax.methods import make_method
-from stpl_jax.models import make_segmenter
+from stpl_jax.models import frame_statistics, make_segmenter
 from stpl_jax.optim import poly_schedule
 from stpl_jax.records import RowScores, as_metrics, better, in_words
 from stpl_jax.run_log import RunLog
@@ -25,7 +25,7 @@ from stpl_jax.validation import Validation, is_scored_online, open_together
 def build_segmenter(config):
     """Builds the segmentation network of a run's configuration: the label setting gives the number of classes."""
     sync_axis = parallel.AXIS if config.batch_norm.mode == "sync" else None
-    return make_segmenter(config.model, len(model_classes(config.data)), sync_axis)
+    return make_segmenter(config.model, len(model_classes(config.data)), sync_axis, frame_statistics(config))
 
 
 def train(config, workdir, row, init_from=None, progress=print):

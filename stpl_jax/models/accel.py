@@ -101,9 +101,9 @@ class Accel(nn.Module):
             conv_general_dilated=convolve,
         )
 
-    def features(self, images, groups=0, averaged=0):
+    def features(self, images, groups=0, averaged=0, share=1.0):
         """Runs the backbone: images `[G·B, H, W, 3]`, `GroupedBatchNorm`'s arguments, to both stages' features."""
-        return self.resnet(images, groups, averaged)
+        return self.resnet(images, groups, averaged, share)
 
     def classify(self, name, features):
         """Scores with one of the classifiers: `[B, h, w, C]` to `[B, h, w, K]`, not fused."""
@@ -129,13 +129,12 @@ def as_network(module):
         # Shapes of parameters do not depend on the image's.
         return module.init(key, jnp.zeros((1, *SMALLEST_SIZE, 3), jnp.float32))
 
-    def backbone(variables, images, batch_statistics, averaged):
+    def backbone(variables, images, share, averaged):
         count = images.shape[0]
         images = einops.rearrange(images, "g b h w c -> (g b) h w c")
-        if batch_statistics:
-            found, updated = module.apply(
-                variables, images, count, averaged, method="features", mutable=["batch_stats"]
-            )
+        if share:
+            arguments = (images, count, averaged, share)
+            found, updated = module.apply(variables, *arguments, method="features", mutable=["batch_stats"])
         else:
             found, updated = module.apply(variables, images, method="features"), variables
         auxiliary, main = (einops.rearrange(f, "(g b) h w c -> g b h w c", g=count) for f in found)
@@ -151,6 +150,7 @@ def as_network(module):
         backbone=backbone,
         main_classifier=classifier("layer6"),
         auxiliary_classifier=classifier("layer5"),
+        blends_statistics=True,
         fusion=lambda params, current, warped: module.apply({"params": params}, current, warped, method="fuse"),
         groups={
             "normalisation": r"/(bn\d|downsample_1)/(scale|bias)$",

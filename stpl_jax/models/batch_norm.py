@@ -53,13 +53,15 @@ class GroupedBatchNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, groups, averaged):
+    def __call__(self, x, groups, averaged, share=1.0):
         """Normalises.
 
         Args:
           x: `[G·B, h, w, C]`, group-major.
           groups: G, the number of groups; 0 normalises with the running averages and leaves them alone.
           averaged: how many of the groups, from the first on, enter the running averages, in that order.
+          share: weight of a group's statistics among those that normalise it; the running averages, as they are before,
+            have the rest: (1 - share) · running + share · group's, means and variances (α-BN, arXiv 2110.04065).
 
         Returns:
           `[G·B, h, w, C]`, type of `x`.
@@ -80,7 +82,13 @@ class GroupedBatchNorm(nn.Module):
         mean = checkpoint_name(self._across_devices(grouped.mean((1, 2, 3))), STATISTICS)  # [G, C]
         centred = grouped - mean[:, None, None, None]
         var = checkpoint_name(self._across_devices(jnp.square(centred).mean((1, 2, 3))), STATISTICS)  # [G, C]
-        factor = scale.astype(dtype)[None] * jax.lax.rsqrt(var + EPSILON)
+        if share == 1:
+            used = var
+        else:
+            used_mean = (1 - share) * running_mean.value.astype(dtype)[None] + share * mean
+            used = (1 - share) * running_var.value.astype(dtype)[None] + share * var
+            centred = grouped - used_mean[:, None, None, None]
+        factor = scale.astype(dtype)[None] * jax.lax.rsqrt(used + EPSILON)
         out = centred * factor[:, None, None, None] + bias.astype(dtype)[None, None, None, None]
 
         if averaged and not self.is_initializing() and self.is_mutable_collection("batch_stats"):

@@ -50,9 +50,9 @@ class Network:
     Attributes:
       num_classes: K. An output that means "no class" (void) is none of them: `main_classifier` leaves it out.
       normalise: (RGB images `[..., 3]` of 0-255, dtype) -> what `backbone` takes, `[..., 3]`.
-      backbone: (variables, images `[G, B, H, W, 3]`, batch_statistics, averaged) -> (`PerClassifier` of features
-        `[G, B, h, w, C]`, `batch_stats` afterwards). With `batch_statistics` each of the G groups is normalised by its
-        own statistics, and the first `averaged` of them enter the running ones, in order; otherwise the running ones
+      backbone: (variables, images `[G, B, H, W, 3]`, share, averaged) -> (`PerClassifier` of features
+        `[G, B, h, w, C]`, `batch_stats` afterwards). With a share of 1 each of the G groups is normalised by its own
+        statistics, and the first `averaged` of them enter the running ones, in order; with 0 the running ones
         normalise, and stay. See `group_by_group` for a network that knows no groups.
       main_classifier: (params, main features `[B, h, w, C]`) -> scores `[B, h', w', K]`, before softmax.
       groups: names of `GROUPS` -> regular expression on paths such as `backbone/bn1/scale` within `params`. What a
@@ -63,12 +63,15 @@ class Network:
       fusion: (params, scores of the current frame, scores of the earlier frame warped to it), both `[B, h', w', K]`,
         -> fused scores; None: the current frame's scores count.
       running_statistics: whether the network has any; False: `batch_stats` is empty, and statistics cannot be adapted.
+      blends_statistics: whether `backbone` takes a share between 0 and 1, too: the statistics of each layer are then
+        (1 - share) · running + share · group's.
+      frame_statistics: that share in inference, where each frame is a group of its own.
       rematerialise: whether the backward pass computes activations again, which saves memory.
       new_classifier: name -> a Flax module like the main classifier, `[B, h, w, C]` to `[B, h, w, K]`.
       dtype, param_dtype: of the backbone's arithmetic; of parameters and running statistics.
 
     Raises:
-      UserError: `groups` has other names.
+      UserError: `groups` has other names, or `frame_statistics` asks for what `backbone` cannot do.
     """
 
     num_classes: int
@@ -80,6 +83,8 @@ class Network:
     auxiliary_classifier: Callable | None = None
     fusion: Callable | None = None
     running_statistics: bool = True
+    blends_statistics: bool = False
+    frame_statistics: float = 0.0
     rematerialise: bool = False
     new_classifier: Callable | None = None
     dtype: Any = jnp.float32
@@ -89,6 +94,13 @@ class Network:
         unknown = set(self.groups) - {*GROUPS, "classifiers"}
         if unknown:
             raise UserError(f"Network.groups: expected names among {', '.join(GROUPS)}, found {sorted(unknown)}.")
+        share = self.frame_statistics
+        if share and not (self.running_statistics and (share == 1 or self.blends_statistics)):
+            raise UserError(
+                f"Inference by each frame's own statistics, with a share of {share:g}, needs a network with running "
+                "statistics whose backbone can blend them (Network.blends_statistics), and this one's cannot. Choose "
+                "another method, or another network."
+            )
         classifiers = [self.groups[n] for n in ("auxiliary_classifier", "main_classifier") if n in self.groups]
         groups = dict(self.groups) | ({"classifiers": "|".join(classifiers)} if classifiers else {})
         object.__setattr__(self, "groups", types.MappingProxyType(groups))
@@ -102,14 +114,20 @@ class Network:
         Args:
           variables: `params` and `batch_stats`.
           rgb: `[G, B, H, W, 3]`, 0-255.
-          batch_statistics: normalise each group by its own statistics; otherwise all by the running ones.
+          batch_statistics: normalise each group by its own statistics; otherwise as in inference, by the running ones
+            or, with `frame_statistics`, each frame by a blend of them with its own.
           averaged: how many groups, from the first on, enter the running statistics.
 
         Returns:
           `PerClassifier` of features `[G, B, h, w, C]`, and `batch_stats` afterwards.
         """
         images = self.normalise(rgb, self.dtype)
-        return self.backbone(variables, images, batch_statistics and self.running_statistics, averaged)
+        if not batch_statistics and self.frame_statistics:
+            frames = images.reshape(-1, 1, *images.shape[2:])
+            features, _ = self.backbone(variables, frames, self.frame_statistics, 0)
+            features = jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[2:]), features)
+            return features, variables["batch_stats"]
+        return self.backbone(variables, images, float(batch_statistics and self.running_statistics), averaged)
 
     def classify(self, params, features):
         """Scores each frame by itself: features `[..., h, w, C]` to scores `[..., h', w', K]`, a `PerClassifier` each.
@@ -165,9 +183,9 @@ def group_by_group(backbone):
         `batch_stats` afterwards).
     """
 
-    def run(variables, images, batch_statistics, averaged):
+    def run(variables, images, share, averaged):
         stats, found = variables["batch_stats"], []
-        if not batch_statistics:
+        if not share:
             flat, _ = backbone(variables, images.reshape(-1, *images.shape[2:]), False)
             return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), flat), stats
         for i, group in enumerate(images):

@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x, groups, averaged):
+    def __call__(self, x, groups, averaged, share=1.0):
         def conv(name, features, kernel, stride=1, dilation=1, kept=CONVOLUTION):
             layer = nn.Conv(
                 features,
@@ -73,7 +73,7 @@ class Bottleneck(nn.Module):
             return lambda x: checkpoint_name(layer(x), kept)
 
         def norm(name, y):
-            return GroupedBatchNorm(self.sync_axis, self.param_dtype, name=name)(y, groups, averaged)
+            return GroupedBatchNorm(self.sync_axis, self.param_dtype, name=name)(y, groups, averaged, share)
 
         out = self.width * self.expansion
         y = nn.relu(norm("bn1", conv("conv1", self.width, 1, stride=self.stride)(x)))
@@ -111,12 +111,12 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, groups, averaged):
+    def __call__(self, images, groups, averaged, share=1.0):
         """Computes features.
 
         Args:
           images: `[G·B, H, W, 3]`, BGR with the mean taken off.
-          groups, averaged: as `GroupedBatchNorm` takes them.
+          groups, averaged, share: as `GroupedBatchNorm` takes them.
 
         Returns:
           The last two stages' features, `[G·B, h, w, C3]` and `[G·B, h, w, C4]`.
@@ -153,7 +153,7 @@ class ResNet(nn.Module):
                 name="conv1",
             )
             norm = GroupedBatchNorm(self.sync_axis, self.param_dtype, name="bn1")
-            x = nn.relu(norm(checkpoint_name(layer(x), WIDENING), groups, averaged))
+            x = nn.relu(norm(checkpoint_name(layer(x), WIDENING), groups, averaged, share))
             return max_pool_ceil(x) if self.stem_pool else x
 
         def block(s, b):
@@ -169,7 +169,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=f"layer{s + 1}_{b}",
-                )(x, groups, averaged)
+                )(x, groups, averaged, share)
 
             return layer
 

@@ -1,5 +1,6 @@
 """The segmentation network: sizes at full scale, and each of its steps against plain numpy."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from stpl_jax.models import make_segmenter
+from input_pipeline.errors import UserError
+from stpl_jax.models import make_segmenter, with_frame_statistics
 from stpl_jax.models.accel import DilatedClassifier, accel_module, as_network, normalise_images
 from stpl_jax.models.network import PerClassifier, initial_variables
 
@@ -149,6 +151,34 @@ def test_running_averages_are_used_and_left_alone(tiny_segmenter, tiny_variables
     moved = jax.tree.map(lambda x: x + np.float32(0.5), tiny_variables["batch_stats"])
     other, _ = run(tiny_variables | {"batch_stats": moved}, frames)
     assert np.abs(np.asarray(other.main - features.main)).max() > 1e-3
+
+
+def test_inference_by_each_frames_own_statistics(x64, tiny_settings, tiny_variables, clips, to_float64):
+    module = accel_module(tiny_settings.model, CLASSES).clone(dtype=jnp.float64, param_dtype=jnp.float64)
+    network, variables = as_network(module), to_float64(tiny_variables)
+    frames = np.moveaxis(clips(2, frames=2, size=(16, 32))["frames"], 1, 0)  # [2, 2, 16, 32, 3]
+    own = with_frame_statistics(network, 1.0)
+    assert own is with_frame_statistics(network, 1.0) and with_frame_statistics(network, 0.0) is network
+    features, stats = jax.jit(own.features)(variables, frames)
+    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+
+    alone = jax.jit(lambda v, x: network.features(v, x, True, 0)[0])
+    for t, b in np.ndindex(2, 2):
+        expected = alone(variables, frames[t : t + 1, b : b + 1])
+        np.testing.assert_allclose(features.main[t, b], expected.main[0, 0], rtol=1e-9, atol=1e-9)
+    # Between: the first layer's statistics are a blend, and features neither end's.
+    half, _ = jax.jit(with_frame_statistics(network, 0.5).features)(variables, frames)
+    ends = [features.main, jax.jit(network.features)(variables, frames)[0].main]
+    assert all(np.abs(half.main - end).max() > 1e-3 for end in ends)
+
+
+def test_a_network_that_cannot_blend_says_so(tiny_segmenter):
+    bare = dataclasses.replace(tiny_segmenter, blends_statistics=False)
+    assert dataclasses.replace(bare, frame_statistics=1.0).frame_statistics == 1
+    with pytest.raises(UserError, match="share of 0.1, needs a network .*blends_statistics"):
+        dataclasses.replace(bare, frame_statistics=0.1)
+    with pytest.raises(UserError, match="needs a network with running"):
+        dataclasses.replace(bare, frame_statistics=1.0, running_statistics=False)
 
 
 def test_classifiers_take_their_own_features(tiny_segmenter, tiny_variables):

@@ -49,6 +49,17 @@ def test_two_groups_by_hand(x64, averaged, mean, var):
     np.testing.assert_allclose([new_mean, new_var], [mean, var], rtol=1e-13)
 
 
+def test_a_blend_of_running_and_batch_statistics_by_hand(x64):
+    # Share 0.25 of the groups' means 2, 5 and variances 1, 9; 0.75 of the running ones, 0 and 1.
+    values = {n: {k: jnp.asarray(v) for k, v in d.items()} for n, d in HAND.items()}
+    x = jnp.asarray(HAND_X).reshape(2, 1, 2, 1)
+    out, updated = GroupedBatchNorm(param_dtype=x.dtype).apply(values, x, 2, 2, 0.25, mutable=["batch_stats"])
+    expected = 3 + 2 * (np.array(HAND_X) - [[0.5], [1.25]]) / np.sqrt([[1.00001], [3.00001]])
+    np.testing.assert_allclose(out.reshape(2, 2), expected, rtol=1e-12)
+    # The running averages take the groups' own.
+    np.testing.assert_allclose([updated["batch_stats"][n][0] for n in ("mean", "var")], [0.68, 2.79], rtol=1e-13)
+
+
 def test_one_group_by_hand(x64):
     # [1, 3, 2, 8]: mean 3.5; squares 6.25 + 0.25 + 2.25 + 20.25 = 29: biased 7.25, unbiased 29/3.
     out, mean, var = hand(1, 1)
