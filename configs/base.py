@@ -234,20 +234,23 @@ def get_config():
             mirror=True,
             weight=0.1,  # of the consistency term
             crop=dict(
-                size=(1.0, 0.5),  # (height, width) of the resized crop, as shares of the frame: 512×512 of 512×1024
+                # (height, width) of the resized crop, as shares of the frame: 410×410 of 512×1024; 512×512 of the
+                # public code's 640×1280
+                size=(0.8, 0.4),
                 scale=(0.2, 1.0),  # share of the frame's area that is cut out
                 ratio=(3 / 4, 4 / 3),  # stretch of width against height
             ),
             augment=dict(
-                blur_probability=0.5,
-                blur_radii=(0.8, 1.1),  # of 3×3 and 5×5 kernels, pixels at a height of 512
                 jitter_probability=0.8,
-                brightness=0.2,
-                contrast=0.2,
-                saturation=0.12,  # 30 of 255
-                hue=0.11,  # 20 of 180
-                per_frame=False,
+                brightness=0.2,  # added, share of 255
+                contrast=0.2,  # factor, less 1
+                hue=20 / 180,  # turns of the colour circle
+                saturation=30 / 255,  # added to HSV's, share of its range
+                value=20 / 255,  # added to HSV's, share of 255
                 grey_probability=0.2,
+                blur_probability=0.5,
+                # Standard deviations of OpenCV's 3×3 kernel and, twice as often, its 5×5 one; pixels at a height of 512
+                blur_radii=(0.71, 1.0, 1.0),
             ),
             own=dict(
                 learning_rate=1e-4,

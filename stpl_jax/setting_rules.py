@@ -200,6 +200,7 @@ RULES = {
     "methods.*.projection.init": one_of("random", "identity"),
     "methods.*.augment.blur_radii": each(RATE, least=1),
     "methods.*.augment.hue": number(0, 0.5),
+    "methods.pixmatch.augment.*": SHARE,  # brightness, contrast, saturation, value
     "methods.*.augment.*": WEIGHT,  # brightness, contrast, saturation
     "methods.*.betas": each(BELOW_ONE, 2),
     "methods.stpl.objective": one_of(*OBJECTIVES),

@@ -83,6 +83,8 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting():
         ("flow.size", "half", "one of training, raw"),
         ("methods.stpl.topk.proportion", 1.5, "above 0, at most 1"),
         ("methods.stpl.augment.hue", 0.7, "from 0 to 0.5"),
+        ("methods.pixmatch.augment.value", 20, "from 0 to 1"),
+        ("methods.pixmatch.augment.hue", 20, "from 0 to 0.5"),
         ("methods.pixmatch.crop.scale", (1.0, 0.2), "(smallest, largest)"),
         ("methods.tps.scale", (0.2, 1.0), "from 0.5 on"),
         ("methods.ur.own.steps", 0, "a whole number from 1 on"),

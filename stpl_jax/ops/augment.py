@@ -30,7 +30,7 @@ class AugmentSettings:
       saturation: the same for saturation.
       hue: shift from [-hue, hue], in turns of the colour circle, at most 0.5.
       per_frame: True draws once for each frame; False lets all frames of a clip share one draw.
-      grey_probability: share of draws that end as grey images; 0 in the paper, more than that in PixMatch.
+      grey_probability: share of draws that end as grey images; 0 in the paper, more than that in TPS.
 
     Raises:
       ValueError: if a value is outside its range.
@@ -96,10 +96,7 @@ def photometric(key: jax.Array, frames: jax.Array, settings: AugmentSettings) ->
 
     Source: paper, section 3.1, "cross-frame augmentation"; order and formulas as the public code of TPS.
     """
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"photometric: expected frames [T, H, W, 3], got shape {tuple(frames.shape)}")
-    if not jnp.issubdtype(frames.dtype, jnp.floating):
-        raise TypeError(f"photometric: expected floating point frames of 0 to 255, got {frames.dtype}")
+    check_frames(frames)
     height = frames.shape[1]
     max_sigma = max(settings.blur_radii) * height / REFERENCE_HEIGHT
 
@@ -120,6 +117,14 @@ def photometric(key: jax.Array, frames: jax.Array, settings: AugmentSettings) ->
         draws = jax.vmap(lambda k: sample(k, height, settings))(frame_keys)
         return jax.vmap(augment)(frames, draws)
     return jax.vmap(augment, in_axes=(0, None))(frames, sample(key, height, settings))
+
+
+def check_frames(frames: jax.Array) -> None:
+    """Raises ValueError or TypeError if frames are not [T, H, W, 3] of floating point."""
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"augmentation: expected frames [T, H, W, 3], got shape {tuple(frames.shape)}")
+    if not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise TypeError(f"augmentation: expected floating point frames of 0 to 255, got {frames.dtype}")
 
 
 def sample(key: jax.Array, height: int, settings: AugmentSettings) -> Draw:
@@ -199,10 +204,21 @@ def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 def adjust_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
     """Turns the hue of RGB [H, W, 3] of 0..255 by a scalar shift, in turns of the colour circle, in HSV."""
+    hue, chroma, value = hue_chroma_value(image)
+    hue = hue + 6 * jnp.asarray(shift, image.dtype)
+    return jnp.clip(from_hue_chroma_value(hue, chroma, value), 0, 255)
+
+
+def hue_chroma_value(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hue, chroma and value of RGB [..., 3], the parts of HSV.
+
+    Returns:
+      hue [...] in sixths of a turn, from -1 to 5, 0 for grey; largest channel minus smallest; largest channel.
+    """
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-    safe = jnp.where(chroma == 0, 1, chroma)  # grey pixels have no hue: any one will do
+    safe = jnp.where(chroma == 0, 1, chroma)  # of a grey pixel: red minus green is 0, and so is its hue
     # Channels are compared with each other, never with `value`: the compiler may compute that one apart, with other
     # rounding, and then it equals none of them.
     hue = jnp.where(
@@ -210,13 +226,17 @@ def adjust_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
         (green - blue) / safe,
         jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    hue = hue + 6 * jnp.asarray(shift, image.dtype)  # in sixths of a turn
+    return hue, chroma, value
+
+
+def from_hue_chroma_value(hue: jax.Array, chroma: jax.Array, value: jax.Array) -> jax.Array:
+    """RGB [..., 3] of hue, any number of sixths of a turn, chroma and value [...]."""
 
     def channel(start: int) -> jax.Array:
         k = jnp.mod(hue + start, 6)
         return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
-    return jnp.clip(jnp.stack([channel(5), channel(3), channel(1)], axis=-1), 0, 255)
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
 def _blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:

@@ -34,7 +34,8 @@ def sample_box(
 ) -> Box:
     """Draws the box of a random resized crop.
 
-    Area and shape are drawn until the box fits into the frame. After `tries` draws the last is cut to what fits.
+    Area and shape are drawn until the box fits into the frame. After `tries` draws it is the largest box in the middle
+    of the frame whose stretch is within the range, or the whole frame where the frame's own is.
 
     Args:
       key: a random key.
@@ -64,12 +65,22 @@ def sample_box(
     heights = jnp.round(jnp.sqrt(areas / shape)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas * shape)).astype(jnp.int32)
     fits = (heights <= height) & (widths <= width)
-    chosen = jnp.where(fits.any(), jnp.argmax(fits), tries - 1)
+    chosen = jnp.argmax(fits)
     box_height = jnp.clip(heights[chosen], 1, height)
     box_width = jnp.clip(widths[chosen], 1, width)
     top = jax.random.randint(top_key, (), 0, height - box_height + 1, jnp.int32)
     left = jax.random.randint(left_key, (), 0, width - box_width + 1, jnp.int32)
-    return Box(top, left, box_height, box_width)
+    drawn, middle = Box(top, left, box_height, box_width), _middle_box(size, out_size, ratio)
+    return jax.tree.map(lambda d, m: jnp.where(fits.any(), d, m), drawn, middle)
+
+
+def _middle_box(size: tuple[int, int], out_size: tuple[int, int], ratio: tuple[float, float]) -> Box:
+    """The largest box in the middle of a frame whose stretch is within `ratio`: see `sample_box`."""
+    height, width = size
+    narrowest, widest = (stretch * out_size[1] / out_size[0] for stretch in ratio)
+    box_height = min(height, max(1, round(width / narrowest)))
+    box_width = min(width, max(1, round(height * widest)))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
 def crop_resized(images: jax.Array, box: Box, size: tuple[int, int]) -> jax.Array:

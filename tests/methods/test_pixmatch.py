@@ -12,9 +12,10 @@ from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
 
 from stpl_jax.methods import make_method, pixmatch
+from stpl_jax.ops.additive_jitter import AdditiveSettings
 from stpl_jax.ops.geometry import sample_box
 
-SOURCE, TARGET, CROP = (24, 40), (24, 48), (24, 24)
+SOURCE, TARGET, CROP = (24, 40), (20, 40), (16, 16)
 KEY = jax.random.key(5)
 
 
@@ -38,8 +39,8 @@ def batch(clips):
 
 
 def dimmed(key, frames, settings):
-    """Stands in for `photometric`, which is tested apart: one draw for the clip."""
-    assert settings.grey_probability == 0.2 and frames.shape[1:3] == CROP
+    """Stands in for `additive_photometric`, which is tested apart: one draw for the clip."""
+    assert settings == AdditiveSettings() and frames.shape[1:3] == CROP
     gain = jax.random.uniform(key, (), jnp.float32, 0.3, 0.9).astype(frames.dtype)
     return frames * gain + 20 * (frames / 255) ** 2
 
@@ -85,7 +86,7 @@ def expected(variables, batch, weight):
 
 
 def test_loss_gradient_and_running_averages(x64, pixmatch_config, drawn_variables, to_float64, batch, monkeypatch):
-    monkeypatch.setattr(pixmatch, "photometric", dimmed)
+    monkeypatch.setattr(pixmatch, "additive_photometric", dimmed)
     pixmatch_config.batch_norm.average_over = "clean"
     network = patch_network()
     variables = drawn_variables(network)
@@ -96,6 +97,29 @@ def test_loss_gradient_and_running_averages(x64, pixmatch_config, drawn_variable
     np.testing.assert_allclose(losses["network"], want.item(), rtol=1e-6)
     close(gradients["network"]["segmenter"], want_gradients)
     close(aux.batch_stats, want_stats, rtol=1e-6)
+
+
+def test_magnifies_as_published(pixmatch_config):
+    # 512×512 of 640×1280: heights from the whole one, 512/640, to a fifth of the area at a stretch of 4/3,
+    # 512 / sqrt(0.2 · 640 · 1280 · 3/4) = 1.461; widths from 4/3 of the height. At 64 high a pixel is 3 %.
+    crop = pixmatch_config.methods.pixmatch.crop
+    keys = jax.random.split(jax.random.key(3), 3000)
+    for size, side, tolerance in (((512, 1024), 410, 0.01), ((64, 128), 51, 0.04)):
+        assert pixmatch.crop_size(size, crop) == (side, side)
+        settings = size, (side, side), tuple(crop.scale), tuple(crop.ratio)
+        boxes = jax.jit(jax.vmap(lambda key, settings=settings: sample_box(key, *settings)))(keys)
+        for sides, smallest in ((boxes.height, 0.8), (boxes.width, 0.6)):
+            magnification = side / np.asarray(sides)
+            assert magnification.min() == pytest.approx(smallest, rel=tolerance)
+            assert magnification.max() == pytest.approx(1.461, rel=tolerance)
+
+
+def test_odd_sizes(pixmatch_config, small_segmenter, small_variables, clips):
+    batch = {"source": clips(1, label=True), "target": clips(1, size=(34, 68))}  # a crop of 27×27
+    method = make_method(pixmatch_config, small_segmenter)
+    params, stats = {"network": {"segmenter": small_variables["params"]}}, small_variables["batch_stats"]
+    losses, _, aux = losses_and_gradients(method, params, stats, batch, KEY)
+    assert np.isfinite(losses["network"]) and aux.metrics["consistency"] > 0
 
 
 def test_two_steps_on_two_devices(pixmatch_config, drawn_variables, batch):

@@ -96,10 +96,18 @@ def test_stretch_is_against_the_crops_own_shape():
     assert draw_box(1, (100, 200), (10, 20), (0.5, 0.5), (1.0, 1.0))[2:] == (71, 141)
 
 
-def test_what_never_fits_is_cut():
-    # 600 pixels at four times the width: 12 rows of 49, of which 30 are there.
-    top, *rest = draw_box(1, (20, 30), (10, 10), (1.0, 1.0), (4.0, 4.0))
-    assert 0 <= top <= 8 and rest == [0, 12, 30]
+@pytest.mark.parametrize(
+    "size, ratio, box",
+    [
+        ((20, 30), (4.0, 5.0), (6, 0, 8, 30)),  # the widths do not fit: 30 of 30, at 4 times the height, 7.5
+        ((20, 30), (0.5, 0.8), (0, 7, 20, 16)),  # the heights do not fit: 20 of 20, 0.8 times as wide
+        ((19, 33), (1.0, 1.2), (0, 5, 19, 23)),  # odd: 1.2 times 19 is 22.8, (33 - 23) / 2 in
+        ((20, 30), (1.4, 1.6), (0, 0, 20, 30)),  # the frame's own stretch, 1.5: the whole frame
+    ],
+)
+def test_what_never_fits_is_taken_from_the_middle(size, ratio, box):
+    # No try fits: a box of the whole area has the frame's own shape, or is too long one way.
+    assert draw_box(1, size, (10, 10), (1.0, 1.0), ratio, 3) == box
 
 
 @pytest.mark.parametrize(
