@@ -1,0 +1,262 @@
+"""Real video: a model of Cityscapes on CamVid's drives, every source-free row and control.
+
+    python -m stpl_jax.convert espnet espnet_p_2_q_8.pth runs/espnet
+    python -m benchmarks.real --camvid=CAMVID --source=runs/espnet
+    python -m benchmarks.real --camvid=CAMVID --source=runs/espnet --drives Seq05VD --rows alpha_bn stpl_plus --seeds=1
+
+docs/real_data.md says where CamVid is from, docs/weights.md the weights. Each drive is a target of its own: adapted on
+its first half, scored on its second. Learning rates are those of configs/camvid.py, which `--tune` chose: the same
+tries for every row on `CHOSEN_ON` alone, with a seed that the table does not use. That drive is shown apart.
+
+Each drive and seed is one working directory, `<workdir>/<drive>/seed<N>`: a row that is done there is not run again, and
+one that was stopped goes on. Writes `real.md`, `.csv` and `.json`; with `--tune`, `real_tuning.md` and `.json`.
+"""
+
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import measure
+from configs.camvid import LEARNING_RATES
+from input_pipeline import run_folder
+from input_pipeline.files import write_atomically
+
+CONFIG = "configs/camvid.py"
+DRIVES = ("0001TP", "0006R0", "0016E5", "0016E5_dense")
+CHOSEN_ON, CHOSEN_WITH = "0006R0", 100
+RATES = ("1e-5", "1e-4", "1e-3")
+CONTROLS = ("source_only", "bn_statistics", "alpha_bn")
+ROWS = (
+    *CONTROLS,
+    "alpha_bn_25",
+    "alpha_bn_75",
+    "ubna",
+    "cbna",
+    "tent",
+    "cotta",
+    "sar",
+    "self_training",
+    "duplicate",
+    "temporal",
+    "spatial",
+    "naive",
+    "ur",
+    "hcl",
+    "da_vsn_free",
+    "vat_vst_free",
+    "tps_free",
+    "stpl",
+    "stpl_plus",
+)
+
+
+def run_rows(workdir, drive, seed, rows, arguments, flags=()):
+    """Adapts and scores the rows that are not done on one drive, one call of main.py for each.
+
+    Args:
+      workdir: the working directory of this drive and seed.
+      drive: name of the drive.
+      seed: of adaptation.
+      rows: names of rows.
+      arguments: of the command line: `camvid`, `source`, `workdir`.
+      flags: further flags of main.py.
+
+    Returns:
+      row -> content of its `evaluation.json`; None for a row whose loss was no longer finite.
+    """
+    for row in rows:
+        if run_folder.evaluation(workdir, row).is_file():
+            continue
+        command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}"]
+        command += [f"--config.init_from={arguments.source}", f"--config.data.target.raw_dir={arguments.camvid}"]
+        command += [f"--config.data.target.drive={drive}", f"--config.method={row}", "--config.compare_with=()"]
+        command += [f"--config.data.prepared_dir={arguments.workdir / drive / 'data'}", "--config.report.frames=0"]
+        result = subprocess.run([*command, *flags], stderr=subprocess.PIPE, text=True)
+        if result.returncode and "NonFiniteLoss" not in result.stderr and "not finite" not in result.stderr:
+            raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
+    found = {row: run_folder.evaluation(workdir, row) for row in rows}
+    return {row: json.loads(path.read_text()) if path.is_file() else None for row, path in found.items()}
+
+
+def summarise(runs, rows):
+    """Averages each row over the seeds of each drive.
+
+    Args:
+      runs: drive -> seed -> row -> content of `evaluation.json`, or None.
+      rows: names of rows.
+
+    Returns:
+      List of dicts, one a drive and row: `drive`, `row`, `miou`, one number a seed (None: diverged), `over` control ->
+      differences to it on the same seed, `iou` class -> mean over seeds, `temporal_consistency`, mean over seeds,
+      `seconds_per_step` and `steps` of the first seed.
+    """
+    lines = []
+    for drive, seeds in runs.items():
+        for row in rows:
+            found = [by_row[row] for by_row in seeds.values()]
+            scores = [record["last"] for record in found if record]
+            lines.append(
+                {
+                    "drive": drive,
+                    "row": row,
+                    "miou": [record and record["last"]["miou"] for record in found],
+                    "over": {control: _differences(seeds.values(), row, control) for control in CONTROLS},
+                    "iou": {
+                        name: _mean(s["iou"][name] for s in scores) for name in (scores[0]["iou"] if scores else ())
+                    },
+                    "temporal_consistency": _mean(s["temporal_consistency"] for s in scores),
+                    "seconds_per_step": found[0] and found[0].get("seconds_per_step"),
+                    "steps": found[0] and found[0]["last"]["step"],
+                }
+            )
+    return lines
+
+
+def _differences(seeds, row, control):
+    pairs = [(by_row[row], by_row.get(control)) for by_row in seeds]
+    return [a["last"]["miou"] - b["last"]["miou"] if a and b else None for a, b in pairs]
+
+
+def _mean(values):
+    found = [value for value in values if value is not None]
+    return statistics.mean(found) if found else None
+
+
+def _cell(values, sign=""):
+    """Mean and standard deviation of numbers; `diverged` where one is missing."""
+    if None in values:
+        return "diverged"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{spread}"
+
+
+def markdown(lines, seeds, size, command):
+    """Sets the lines of `summarise` as Markdown: mIoU by drive, differences, IoU by class."""
+    rows, drives = (list(dict.fromkeys(line[key] for line in lines)) for key in ("row", "drive"))
+    by_drive = {(line["drive"], line["row"]): line for line in lines}
+    counted = [drive for drive in drives if drive != CHOSEN_ON]
+    apart = [drive for drive in drives if drive == CHOSEN_ON]
+
+    def over_drives(row, of):
+        """One mean a seed over the drives that nothing was chosen on."""
+        each = [of(by_drive[drive, row]) for drive in counted or drives]
+        return [None if None in values else statistics.mean(values) for values in zip(*each, strict=True)]
+
+    def line_of(row):
+        lowest = [min(values) if None not in values else None for d in counted or drives
+                  for values in [by_drive[d, row]["over"]["source_only"]]]  # fmt: skip
+        first = by_drive[(counted or drives)[0], row]
+        pace = first["seconds_per_step"]
+        return (
+            row,
+            *(_cell(by_drive[drive, row]["miou"]) for drive in counted),
+            _cell(over_drives(row, lambda line: line["miou"])),
+            *(_cell(over_drives(row, lambda line, c=control: line["over"][c]), "+") for control in CONTROLS),
+            "diverged" if None in lowest else f"{min(lowest):+.1f}",
+            *(_cell(by_drive[drive, row]["miou"]) for drive in apart),
+            "-" if not pace or not first["steps"] else f"{pace * first['steps']:.0f}",
+        )
+
+    head = ("row", *counted, "mean", *(f"over {control}" for control in CONTROLS), "worst over source_only")
+    head += (*(f"{drive} (rates chosen on it)" for drive in apart), "seconds")
+    classes = list(next(line["iou"] for line in lines if line["iou"]))
+
+    def by_class(row):
+        values = [[by_drive[d, row]["iou"].get(name) for d in counted or drives] for name in classes]
+        return (row, *("-" if (mean := _mean(each)) is None else f"{mean:.1f}" for each in values))
+
+    text = [
+        "# Real video: Cityscapes to CamVid",
+        f"mIoU of CamVid's 11 classes on the second half of each drive, adapted on the first, at {size[1]}×{size[0]}; "
+        f"percent, mean ± standard deviation over seeds {', '.join(map(str, seeds))}; last step. "
+        + (f"Learning rates were chosen on {CHOSEN_ON} alone, which the means leave out. " if apart else "")
+        + "Differences are taken on the same drive and seed. Seconds: of adaptation, without compilation.",
+        measure.markdown(head, [line_of(row) for row in rows]),
+        f"IoU of each class, mean over {', '.join(counted or drives)}:",
+        measure.markdown(("row", *classes), [by_class(row) for row in rows]),
+        f"    {command}",
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def comma_separated(lines, seeds):
+    """Sets the lines as CSV: one for each drive, row and seed, IoU by class as means over seeds."""
+    out = io.StringIO()
+    classes = list(next(line["iou"] for line in lines if line["iou"]))
+    writer = csv.writer(out)
+    writer.writerow(["drive", "row", "seed", "miou", *(f"over {control}" for control in CONTROLS), *classes])
+    for line in lines:
+        for i, seed in enumerate(seeds):
+            over = [line["over"][control][i] for control in CONTROLS]
+            writer.writerow([line["drive"], line["row"], seed, line["miou"][i], *over, *map(line["iou"].get, classes)])
+    return out.getvalue()
+
+
+def tune(arguments, flags):
+    """Tries every rate for every row that learns on `CHOSEN_ON` and writes which was best."""
+    scores = {}
+    for rate in RATES:
+        rates = [f"--config.rows.{row}.optim.learning_rate={rate}" for row in LEARNING_RATES]
+        workdir = arguments.workdir / CHOSEN_ON / f"rate{rate}"
+        found = run_rows(workdir, CHOSEN_ON, CHOSEN_WITH, list(LEARNING_RATES), arguments, (*rates, *flags))
+        scores[rate] = {row: record and record["last"]["miou"] for row, record in found.items()}
+    chosen = {row: max(RATES, key=lambda rate, row=row: scores[rate][row] or -1) for row in LEARNING_RATES}
+
+    def cells(row):
+        return ("diverged" if (miou := scores[rate][row]) is None else f"{miou:.1f}" for rate in RATES)
+
+    table = measure.markdown(("row", *RATES, "chosen"), [(row, *cells(row), chosen[row]) for row in LEARNING_RATES])
+    command = " ".join(["python -m benchmarks.real", *sys.argv[1:]])
+    head = f"mIoU on the second half of {CHOSEN_ON}, seed {CHOSEN_WITH}, for each learning rate"
+    write_atomically(arguments.results / "real_tuning.md", f"{head}\n\n{table}\n\n    {command}\n")
+    content = {"command": command, "scores": scores, "chosen": chosen}
+    write_atomically(arguments.results / "real_tuning.json", json.dumps(content, indent=1))
+    print(table)
+
+
+def main():
+    """Runs what is missing and writes the table."""
+    parser = measure.parser(__doc__, None)
+    parser.add_argument(
+        "--camvid", type=Path, required=True, help="CamVid, as its owners or the SegNet tutorial ship it"
+    )
+    parser.add_argument("--source", type=Path, required=True, help="checkpoint of a model of Cityscapes' classes")
+    parser.add_argument("--drives", nargs="+", default=DRIVES)
+    parser.add_argument("--rows", nargs="+", default=ROWS)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on")
+    parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--tune", action="store_true", help="choose learning rates instead")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/real"))
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
+    arguments, flags = parser.parse_known_args()
+    unknown = [flag for flag in flags if not flag.startswith("--config.")]
+    if unknown:
+        parser.error(f"unrecognised arguments: {' '.join(unknown)}")
+    flags.append(f"--config.data.target.size={tuple(arguments.size)}")
+    if arguments.tune:
+        tune(arguments, flags)
+        return
+    rows, seeds = tuple(dict.fromkeys((*CONTROLS, *arguments.rows))), range(1, arguments.seeds + 1)
+    runs = {
+        drive: {
+            seed: run_rows(arguments.workdir / drive / f"seed{seed}", drive, seed, rows, arguments, flags)
+            for seed in seeds
+        }
+        for drive in arguments.drives
+    }
+    lines = summarise(runs, rows)
+    command = " ".join(["python -m benchmarks.real", *sys.argv[1:]])
+    text = markdown(lines, seeds, arguments.size, command)
+    content = {"command": command, "seeds": list(seeds), "size": list(arguments.size), "lines": lines}
+    measure.write("real", content, arguments.results)
+    write_atomically(arguments.results / "real.csv", comma_separated(lines, seeds))
+    write_atomically(arguments.results / "real.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
