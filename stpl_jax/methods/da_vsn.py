@@ -8,7 +8,7 @@ their weights are pushed apart, so that the former looks at what changes over ti
 for the auxiliary classifier.
 
 As in the public code, frames are scored by themselves, no gradient goes into x_{t-1}, and only the supervised loss sees
-fused scores. `source_free` leaves L_intra; that form is STPL's, and has no public code.
+fused scores. `source_free` leaves L_intra; that form is of STPL's tables, and has no public code.
 
 Differences from the public code (`train_video_UDA.py`, `accel_deeplabv2.py`):
 
@@ -16,7 +16,7 @@ Differences from the public code (`train_video_UDA.py`, `accel_deeplabv2.py`):
 - The optimiser is the paper's (STPL's), unless `optim.profile=own`: base rate, steps and multipliers are the public
   code's then. What stays different is the scheduler, which is ADVENT's. It sets the first group of parameters to the
   polynomial rate and the second to ten times that, from the first step on. ADVENT's second group is the classifiers;
-  here it is the score fusion, and the classifiers are a third one that is never set. So in the public code the
+  DA-VSN's is the score fusion, and the classifiers are a third one that is never set. So in the public code the
   classifiers stay at 10 · 2.5e-4 = 2.5e-3 throughout, and the fusion follows ten times the backbone's rate: at step
   120,000 of 250,000 the backbone is at 1.39e-4, the fusion at 1.39e-3, the classifiers are at 2.5e-3. Here these are
   1.39e-4, 1.39e-4 and 1.39e-3.
