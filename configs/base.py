@@ -90,6 +90,8 @@ def get_config():
     model.name = "accel"  # a name in stpl_jax/models/__init__.py; what follows is that network's
     model.classifier_dilations = (6, 12, 18, 24)
     model.dtype = "float32"  # of the backbone's arithmetic
+    # How x_{t-1}'s scores come to x_t, to be fused: warp, or splat (DA-VSN's code: nearest pixel, holes are 0).
+    model.fusion = ConfigDict(dict(propagation="warp"))
     model.backbone = ConfigDict(
         dict(
             blocks=(3, 4, 23, 3),  # ResNet-101

@@ -32,6 +32,7 @@ from stpl_jax.report.analysis_files import read_results
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.settings import check as check_settings
 from stpl_jax.settings import check_same_run
+from stpl_jax.starting_point import check_propagation
 from stpl_jax.train import build_segmenter, train
 from stpl_jax.validation import Validation
 
@@ -307,6 +308,7 @@ def _estimate_flow(settings, workdir, needs, progress):
 
 
 def _score(settings, workdir, stored, progress):
+    check_propagation(settings, stored)
     _estimate_flow(settings, workdir, {"val": None}, progress)
     variables = replicate(stored.variables)
     validation = Validation(settings, workdir, build_segmenter(settings), progress)

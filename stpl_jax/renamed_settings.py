@@ -18,12 +18,12 @@ def new_spelling(key, value):
 
 
 def as_now(stored):
-    """Returns a row's settings as names with dots, one that means the same by its name of today.
+    """Returns a row's settings as names with dots: by their names of today, newer ones as they were before they came.
 
     Args:
       stored: the settings that a row was begun with, likewise, `method` among them.
     """
-    stored = dict(stored)
+    stored = {"model.fusion.propagation": "warp"} | stored
     if "data.flip" in stored:
         section = "supervised" if stored["method"] in ("source_only", "oracle") else stored["method"]
         stored[f"methods.{section}.mirror"] = stored.pop("data.flip")

@@ -14,6 +14,7 @@ from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
 from stpl_jax.models import NETWORKS
+from stpl_jax.models.network import PROPAGATIONS
 from stpl_jax.models.resnet import REMAT
 from stpl_jax.rows import BESIDE_OPTIM
 
@@ -192,6 +193,7 @@ RULES = {
     "model.classifier_dilations": each(COUNT, least=1),
     "model.dtype": one_of("float32", "bfloat16"),
     "model.backbone.remat": one_of(*REMAT),
+    "model.fusion.propagation": one_of(*PROPAGATIONS),
     "batch_norm.mode": one_of("batch", "sync", "running"),
     "batch_norm.average_over": one_of("all", "clean"),
     "optim.profile": one_of("paper", "own"),
@@ -213,7 +215,7 @@ RULES = {
     "methods.pixmatch.crop.scale": rising(number(above=0, high=1)),
     "methods.pixmatch.crop.ratio": rising(RATE),
     "methods.rda.content_bands": rising(whole(0)),
-    "methods.da_vsn.propagation": one_of("splat", "warp"),
+    "methods.da_vsn.propagation": one_of(*PROPAGATIONS),
     "methods.vat_vst.window": whole(2),
     "methods.tps.scale": rising(number(0.5)),
     "analysis.neighbours": each(COUNT, least=1),

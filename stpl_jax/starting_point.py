@@ -8,7 +8,7 @@ from input_pipeline.domains import check_same_data
 from input_pipeline.labels import model_classes
 from stpl_jax import checkpoint, checkpoint_places, model_choice, processes
 from stpl_jax.checkpoint_places import SOURCE
-from stpl_jax.models.network import initial_variables
+from stpl_jax.models.network import initial_variables, propagation_of
 from stpl_jax.settings import check_same_run
 from stpl_jax.train_state import create_state
 
@@ -110,7 +110,7 @@ def starting_variables(config, segmenter, init_from, progress=print):
     """Returns the segmentation network's first variables, and where they come from.
 
     Raises:
-      CheckpointError: the checkpoint holds another network, or was trained on other classes.
+      CheckpointError: the checkpoint holds another network, or was trained on other classes, or to fuse otherwise.
     """
     key = jax.random.key(config.seed)
     if init_from is None:
@@ -124,4 +124,23 @@ def starting_variables(config, segmenter, init_from, progress=print):
             f"Checkpoint {stored.path} was trained on classes {list(stored.meta.classes)}, and data.classes="
             f"{config.data.classes} has {classes}."
         )
+    # What source training starts from may have been trained in any way.
+    if init_from != config.pretrain_from:
+        check_propagation(config, stored)
     return stored.variables, str(stored.path)
+
+
+def check_propagation(config, stored):
+    """Raises `CheckpointError` where a network was trained to fuse scores that came from x_{t-1} in another way.
+
+    Args:
+      config: the configuration of a row that adapts or scores it.
+      stored: a `ModelCheckpoint`.
+    """
+    before, now = propagation_of((stored.meta.config or {}).get("model", {})), propagation_of(config.model)
+    if before != now:
+        raise checkpoint.CheckpointError(
+            f"Checkpoint {stored.path} is of a network with model.fusion.propagation={before}, and this run has "
+            f"{now}: set --config.model.fusion.propagation={before}, or convert the network anew with "
+            f"--config.model.fusion.propagation={now} if it came from PyTorch."
+        )

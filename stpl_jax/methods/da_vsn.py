@@ -8,7 +8,28 @@ their weights are pushed apart, so that the former looks at what changes over ti
 for the auxiliary classifier.
 
 As in the public code, frames are scored by themselves, no gradient goes into x_{t-1}, and only the supervised loss sees
-fused scores. `source_free` leaves L_intra.
+fused scores. `source_free` leaves L_intra; that form is of STPL's tables, and has no public code.
+
+Differences from the public code (`train_video_UDA.py`, `accel_deeplabv2.py`):
+
+- Training starts from the source model; there from ImageNet weights.
+- The optimiser is the paper's (STPL's), unless `optim.profile=own`: base rate, steps and multipliers are the public
+  code's then. What stays different is the scheduler, which is ADVENT's. It sets the first group of parameters to the
+  polynomial rate and the second to ten times that, from the first step on. ADVENT's second group is the classifiers;
+  DA-VSN's is the score fusion, and the classifiers are a third one that is never set. So in the public code the
+  classifiers stay at 10 · 2.5e-4 = 2.5e-3 throughout, and the fusion follows ten times the backbone's rate: at step
+  120,000 of 250,000 the backbone is at 1.39e-4, the fusion at 1.39e-3, the classifiers are at 2.5e-3. Here these are
+  1.39e-4, 1.39e-4 and 1.39e-3.
+- The network warps x_{t-1}'s scores before it fuses them, in training and evaluation, unless
+  `model.fusion.propagation=splat`, which is the public network: nearest pixel (halves to even) along the flow's
+  negative, zeros where none lands.
+- L_intra throws along the flow's negative, too; a version of the public training code throws along the flow itself
+  (x + u, y + v), and so the other way than its network.
+- Flow is estimated as `config.flow` says; there by FlowNet2 ahead of training, and both components are scaled by the
+  ratio of heights, for which `flow.scale=public` stands. It is rounded from float32; there from float64.
+- The weights of L_intra are 0 and 1; there the 1 is a sum of propagated probabilities, which is that up to rounding.
+- PyTorch's clipping divides by the norm plus 1e-6.
+- There 120,001 steps are taken, and the best of the snapshots on validation is what is reported.
 """
 
 import jax
@@ -25,6 +46,7 @@ from stpl_jax.losses.temporal import unconfident_difference
 from stpl_jax.methods.base import Aux, Method
 from stpl_jax.methods.supervised import label_loss
 from stpl_jax.models.discriminator import Discriminator, initial_discriminators
+from stpl_jax.models.network import PROPAGATIONS
 from stpl_jax.ops.propagate import propagate
 from stpl_jax.ops.resize import resize_align_corners
 from stpl_jax.ops.warp import warp
@@ -34,13 +56,12 @@ SPATIO_TEMPORAL = {"spatio_temporal": "main", "spatio_temporal_auxiliary": "auxi
 SPATIAL = {"spatial": "main", "spatial_auxiliary": "auxiliary"}
 # Which pairs are pushed apart.
 APART = {a: b for pair in zip(SPATIO_TEMPORAL, SPATIAL, strict=True) for a, b in (pair, pair[::-1])}
-PROPAGATIONS = ("splat", "warp")
 
 
 class DAVSN(Method):
     """Temporal consistency within the target domain, and across domains by adversaries; `config.methods.da_vsn`.
 
-    propagation:
+    propagation, of L_intra; the network's own fusion has `config.model.fusion.propagation`:
       splat: each pixel of x_{t-1} is thrown to the nearest pixel of x_t (public code): holes, and overlaps.
       warp: each pixel of x_t looks up where it was.
     """

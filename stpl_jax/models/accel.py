@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier
+from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier, propagation_of
 from stpl_jax.models.resnet import ResNet
 from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.dtypes import compute_dtype
@@ -67,7 +67,7 @@ def keep_current(key, shape, dtype):
 class Accel(nn.Module):
     """The segmentation network: DeepLabv2 on each frame, and a 1×1 convolution that fuses the scores of two frames.
 
-    Its three steps are methods, since a training method puts the warp between them: `features`, `classify`, `fuse`.
+    Its three steps are methods, since a step along the flow comes between them: `features`, `classify`, `fuse`.
 
     Attributes:
       num_classes: K.
@@ -109,9 +109,9 @@ class Accel(nn.Module):
         """Scores with one of the classifiers: `[B, h, w, C]` to `[B, h, w, K]`, not fused."""
         return getattr(self, name)(features)
 
-    def fuse(self, current, warped):
-        """Fuses scores of the current frame with those of the earlier one, already warped; both `[B, h, w, K]`."""
-        return self.sf_layer(jnp.concatenate([current, warped], -1))
+    def fuse(self, current, brought):
+        """Fuses scores of the current frame with those of the earlier one, brought to it; both `[B, h, w, K]`."""
+        return self.sf_layer(jnp.concatenate([current, brought], -1))
 
     def __call__(self, images):
         """Touches every parameter once, for initialisation."""
@@ -122,8 +122,8 @@ class Accel(nn.Module):
 
 
 @functools.lru_cache
-def as_network(module):
-    """Fills a `Network` with an `Accel`, or with another module of its methods; the same one for equal modules."""
+def as_network(module, propagation="warp"):
+    """Fills a `Network` with an `Accel`, or with another module of its methods; the same one for equal arguments."""
 
     def initial(key):
         # Shapes of parameters do not depend on the image's.
@@ -151,7 +151,8 @@ def as_network(module):
         main_classifier=classifier("layer6"),
         auxiliary_classifier=classifier("layer5"),
         blends_statistics=True,
-        fusion=lambda params, current, warped: module.apply({"params": params}, current, warped, method="fuse"),
+        fusion=lambda params, current, brought: module.apply({"params": params}, current, brought, method="fuse"),
+        propagation=propagation,
         groups={
             "normalisation": r"/(bn\d|downsample_1)/(scale|bias)$",
             "backbone": "^backbone/",
@@ -184,4 +185,4 @@ def accel_module(model, num_classes, sync_axis=None):
 
 def make_accel(model, num_classes, sync_axis=None):
     """Builds ACCEL as a `Network`, see `models.make_segmenter`."""
-    return as_network(accel_module(model, num_classes, sync_axis))
+    return as_network(accel_module(model, num_classes, sync_axis), propagation_of(model))

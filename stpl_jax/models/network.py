@@ -16,12 +16,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from input_pipeline.errors import UserError
+from stpl_jax.ops.propagate import propagate
 from stpl_jax.ops.warp import warp
 
 # Of images that every network takes.
 SMALLEST_SIZE = (32, 32)
 # The groups of parameters that a network may name. `classifiers`, both, follows from them.
 GROUPS = ("normalisation", "backbone", "main_classifier", "auxiliary_classifier", "score_fusion")
+# How an earlier frame's maps come to the current frame.
+PROPAGATIONS = ("warp", "splat")
 
 
 class PerClassifier(struct.PyTreeNode):
@@ -60,8 +63,11 @@ class Network:
       initial: random key -> `variables`; None where the weights are given.
       auxiliary_classifier: as `main_classifier`, from auxiliary features, on the grid of the main scores; None: there
         is none.
-      fusion: (params, scores of the current frame, scores of the earlier frame warped to it), both `[B, h', w', K]`,
-        -> fused scores; None: the current frame's scores count.
+      fusion: (params, scores of the current frame, scores of the earlier frame brought to it), both
+        `[B, h', w', K]`, -> fused scores; None: the current frame's scores count.
+      propagation: how the earlier frame's scores are brought to the current one. warp: each pixel looks up where it
+        was (`ops.warp`; public code of TPS). splat: each earlier pixel is thrown to where it moves, and the scores are
+        0 where none lands (`ops.propagate`; public code of DA-VSN).
       running_statistics: whether the network has any; False: `batch_stats` is empty, and statistics cannot be adapted.
       blends_statistics: whether `backbone` takes a share between 0 and 1, too: the statistics of each layer are then
         (1 - share) · running + share · group's.
@@ -71,7 +77,8 @@ class Network:
       dtype, param_dtype: of the backbone's arithmetic; of parameters and running statistics.
 
     Raises:
-      UserError: `groups` has other names, or `frame_statistics` asks for what `backbone` cannot do.
+      UserError: `groups` has other names, `propagation` is another word, or `frame_statistics` asks for what
+        `backbone` cannot do.
     """
 
     num_classes: int
@@ -82,6 +89,7 @@ class Network:
     initial: Callable | None = None
     auxiliary_classifier: Callable | None = None
     fusion: Callable | None = None
+    propagation: str = "warp"
     running_statistics: bool = True
     blends_statistics: bool = False
     frame_statistics: float = 0.0
@@ -94,6 +102,11 @@ class Network:
         unknown = set(self.groups) - {*GROUPS, "classifiers"}
         if unknown:
             raise UserError(f"Network.groups: expected names among {', '.join(GROUPS)}, found {sorted(unknown)}.")
+        if self.propagation not in PROPAGATIONS:
+            raise UserError(
+                "Network.propagation (config.model.fusion.propagation): expected one of "
+                f"{', '.join(PROPAGATIONS)}, found {self.propagation!r}."
+            )
         share = self.frame_statistics
         if share and not (self.running_statistics and (share == 1 or self.blends_statistics)):
             raise UserError(
@@ -146,7 +159,7 @@ class Network:
         return PerClassifier(run(self.main_classifier, features.main), auxiliary)
 
     def fuse(self, params, current, earlier, flow):
-        """Fuses the scores of two frames: the one place that does.
+        """Fuses the scores of two frames: the one place that does, in training, evaluation and prediction.
 
         Args:
           params: the network's parameters.
@@ -161,7 +174,11 @@ class Network:
             return current
 
         def fuse(now, before):
-            return self.fusion(params, now, warp(before, flow.astype(before.dtype)))
+            if self.propagation == "splat":
+                brought, _ = propagate(before, flow)
+            else:
+                brought = warp(before, flow.astype(before.dtype))
+            return self.fusion(params, now, brought)
 
         return jax.tree.map(fuse, current, earlier)
 
@@ -195,6 +212,11 @@ def group_by_group(backbone):
         return jax.tree.map(lambda *x: jnp.stack(x), *found), stats
 
     return run
+
+
+def propagation_of(model):
+    """Returns what `config.model` says of `Network.propagation`; checkpoints of earlier versions say nothing: warp."""
+    return model.get("fusion", {}).get("propagation", "warp")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -381,12 +381,13 @@ def test_a_model_of_other_classes_is_not_taken(tiny_file, tmp_path):
 
 def test_settings_are_given_as_main_py_takes_them(saved, tmp_path, small_network, small_config, refused):
     file = saved(small_network().state_dict())
-    out = convert(
-        "accel", file, tmp_path / "out", small_config, "--config.flow.scale=public", "--config.data.target.size=(16,24)"
-    )
+    of_davsn = ("--config.flow.scale=public", "--config.model.fusion.propagation=splat")
+    out = convert("accel", file, tmp_path / "out", small_config, *of_davsn, "--config.data.target.size=(16,24)")
     model = stpl_jax.load(out)
-    assert model.flow_scale == "public" and model.size == (16, 24)
+    assert model.flow_scale == "public" and model.segmenter.propagation == "splat" and model.size == (16, 24)
     assert checkpoint.load_model(out).meta.config["model"]["backbone"]["blocks"] == [1, 1, 2, 1]
+    throw = refused("accel", file, small_config, "--config.model.fusion.propagation=throw", target="b")
+    assert "model.fusion.propagation" in throw and "warp, splat" in throw
     assert "flow.scal" in refused("accel", file, small_config, "--config.flow.scal=public", target="b")
     assert "KEY=VALUE" in refused("accel", file, small_config, "--config.flow.scale", target="b")
     assert "get_config" in refused("accel", file, f"--config={stpl_jax.__file__}", target="b")
