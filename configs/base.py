@@ -320,9 +320,11 @@ def get_config():
             target_weight=0.1,  # λ for VIPER; 1.0 for SYNTHIA-Seq
             flip_probability=0.5,  # that the clip which pseudo-labels come from is mirrored
             scale=(0.8, 1.2),  # smallest and largest factor that the augmented clip is scaled by
+            as_published=False,  # with two faults of the public code, which stpl_jax/methods/tps.py describes
             augment=stpl.augment.to_dict() | dict(grey_probability=0.2),
             own=dict(
-                learning_rate=2.5e-4,  # 1e-4 in other versions of the public code
+                # Beside λ 0.1, for VIPER. 2.5e-4 beside λ 1, for SYNTHIA-Seq, and beside λ 0.5, in older public code.
+                learning_rate=1e-4,
                 steps=40_000,
                 decay_steps=250_000,
                 multipliers=(("classifiers", 10.0),),

@@ -141,6 +141,7 @@ RULES = {
     ),
     **_all(FLAG, "model.backbone.stem_pool", "optim.nesterov", "evaluate.online", "report.analysis"),
     **_all(FLAG, "methods.*.topk.per_class", "methods.*.augment.per_frame", "methods.hcl.restart_average"),
+    **_all(FLAG, "methods.tps.as_published"),
     **_all(FLAG, "methods.stpl.warp_keys", "methods.stpl.*_gradient"),
     **_all(COUNT, "clips_per_device", "cpu_devices", "log_every", "evaluate.clips_per_device", "label.count"),
     **_all(COUNT, "analysis.clips", "analysis.pixels", "analysis.tsne_pixels", "world.*_clips", "world.video_frames"),
