@@ -115,6 +115,7 @@ def get_config():
     optim.learning_rate = 2.5e-6
     optim.steps = 20_000  # steps to run
     optim.decay_steps = 20_000  # steps until the schedule reaches 0
+    optim.warmup_steps = 0  # steps in which the rate rises from a tenth, in a line; the decay counts from step 0
     optim.accumulate = 1  # groups of clips_per_device clips on each device, one after the other, that make one step
     optim.power = 0.9
     optim.momentum = 0.9
@@ -197,6 +198,7 @@ def get_config():
             refresh_every=300,  # steps until the historical network is replaced
             restart_average=True,  # the averaged network starts again from the trained one then
             pseudo_labels="source",  # network that makes them: source, historical or average
+            label_statistics="running",  # what normalises then: running averages, or batch: as batch_norm.mode says
             auxiliary_weight=0.5,
             instance_weight=0.5,
             temperature=0.07,
@@ -207,6 +209,7 @@ def get_config():
             own=dict(
                 clips_per_device=9,
                 learning_rate=1e-4,
+                warmup_steps=5_000,
                 nesterov=True,
                 steps=100_000,
                 decay_steps=100_000,

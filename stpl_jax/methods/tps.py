@@ -29,6 +29,8 @@ Differences from the public code (GitHub xing0047/TPS, of its versions the one t
 - ADVENT's scheduler sets two of the three groups of parameters: the classifiers stay at 10 times the first rate, and
   the score fusion has 10 times the decayed one. Here, with `optim.profile=own`, the classifiers have 10 times the
   decayed rate, and the fusion the rate itself.
+- The published list of the backbone's parameters names one of the residual layers once for each module around it, three
+  or four times, and SGD, in PyTorch of that time, updates it as often in one step; here once.
 
 `source_free` leaves the target term.
 """
