@@ -117,6 +117,7 @@ def get_config():
     optim.learning_rate = 2.5e-6
     optim.steps = 20_000  # steps to run
     optim.decay_steps = 20_000  # steps until the schedule reaches 0
+    optim.warmup_steps = 0  # steps in which the rate rises from a tenth, in a line; the decay counts from step 0
     optim.accumulate = 1  # groups of clips_per_device clips on each device, one after the other, that make one step
     optim.power = 0.9
     optim.momentum = 0.9
@@ -199,6 +200,7 @@ def get_config():
             refresh_every=300,  # steps until the historical network is replaced
             restart_average=True,  # the averaged network starts again from the trained one then
             pseudo_labels="source",  # network that makes them: source, historical or average
+            label_statistics="running",  # what normalises then: running averages, or batch: as batch_norm.mode says
             auxiliary_weight=0.5,
             instance_weight=0.5,
             temperature=0.07,
@@ -209,6 +211,7 @@ def get_config():
             own=dict(
                 clips_per_device=9,
                 learning_rate=1e-4,
+                warmup_steps=5_000,
                 nesterov=True,
                 steps=100_000,
                 decay_steps=100_000,
@@ -322,9 +325,11 @@ def get_config():
             target_weight=0.1,  # λ for VIPER; 1.0 for SYNTHIA-Seq
             flip_probability=0.5,  # that the clip which pseudo-labels come from is mirrored
             scale=(0.8, 1.2),  # smallest and largest factor that the augmented clip is scaled by
+            as_published=False,  # with two faults of the public code, which stpl_jax/methods/tps.py describes
             augment=stpl.augment.to_dict() | dict(grey_probability=0.2),
             own=dict(
-                learning_rate=2.5e-4,  # 1e-4 in other versions of the public code
+                # Beside λ 0.1, for VIPER. 2.5e-4 beside λ 1, for SYNTHIA-Seq, and beside λ 0.5, in older public code.
+                learning_rate=1e-4,
                 steps=40_000,
                 decay_steps=250_000,
                 multipliers=(("classifiers", 10.0),),

@@ -103,6 +103,10 @@ def get_config():
     config.methods.hcl.refresh_every = 50
     config.methods.hcl.projection.update(dict(hidden=128, dim=64))
     config.rows.update({name: dict(optim=dict(learning_rate=rate)) for name, rate in LEARNING_RATES.items()})
+    # TPS* with two faults of its public code, which stpl_jax/methods/tps.py describes.
+    config.rows.tps_free_as_published = ConfigDict(
+        dict(method="tps", source_free=True, methods=dict(tps=dict(as_published=True)))
+    )
     config.rows.stpl_bfloat16 = ConfigDict(dict(method="stpl", model=dict(dtype="bfloat16")))
     config.rows.stpl_running = ConfigDict(dict(method="stpl", batch_norm=dict(mode="running")))
     return config

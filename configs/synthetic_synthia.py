@@ -9,4 +9,5 @@ def get_config():
     config.data.classes = "synthia_seq"
     config.data.source.name = config.world.source_layout = "synthia_seq"
     config.methods.tps.target_weight = 1.0  # the publication's for SYNTHIA-Seq
+    config.methods.tps.own.learning_rate = 2.5e-4  # beside it
     return config

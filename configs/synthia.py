@@ -11,4 +11,5 @@ def get_config():
     # 760×1280 frames, of which the bottom 120 rows are cut.
     config.data.source.size = (640, 1280)
     config.methods.tps.target_weight = 1.0  # the publication's for SYNTHIA-Seq
+    config.methods.tps.own.learning_rate = 2.5e-4  # beside it
     return config

@@ -142,6 +142,7 @@ RULES = {
     ),
     **_all(FLAG, "model.backbone.stem_pool", "optim.nesterov", "evaluate.online", "report.analysis"),
     **_all(FLAG, "methods.*.topk.per_class", "methods.*.augment.per_frame", "methods.hcl.restart_average"),
+    **_all(FLAG, "methods.tps.as_published"),
     **_all(FLAG, "methods.stpl.warp_keys", "methods.stpl.*_gradient"),
     **_all(COUNT, "clips_per_device", "cpu_devices", "log_every", "evaluate.clips_per_device", "label.count"),
     **_all(COUNT, "analysis.clips", "analysis.pixels", "analysis.tsne_pixels", "world.*_clips", "world.video_frames"),
@@ -151,7 +152,7 @@ RULES = {
     **_all(COUNT, "methods.stpl.contrast.block", "methods.ur.decoders", "methods.rda.bands"),
     **_all(COUNT, "methods.hcl.refresh_every", "methods.hcl.pixels"),
     **_all(whole(0), "data.threads", "data.workers", "data.prefetch", "world.workers"),
-    **_all(whole(0), "evaluate.every", "report.frames", "analysis.frames"),
+    **_all(whole(0), "optim.warmup_steps", "evaluate.every", "report.frames", "analysis.frames"),
     **_all(RATE, "optim.learning_rate", "methods.*.learning_rate", "methods.*temperature"),
     **_all(WEIGHT, "auxiliary_weight", "optim.power", "optim.weight_decay", "optim.clip_norm"),
     **_all(WEIGHT, "methods.*weight", "methods.*.auxiliary_adversarial", "methods.stpl.head_multiplier"),
@@ -209,6 +210,7 @@ RULES = {
     "methods.stpl.fusion": one_of("stam", "concat", "conv1x1", "add"),
     "methods.stpl.fusion_init": one_of("random", "average"),
     "methods.stpl.contrast.scope": one_of(*SCOPES),
+    "methods.*.label_statistics": one_of("running", "batch"),
     "methods.hcl.pseudo_labels": one_of(*LABELLERS),
     "methods.fda.beta": number(above=0, high=0.5),
     "methods.pixmatch.crop.size": each(number(above=0, high=1), 2),
@@ -265,6 +267,12 @@ def problems_together(config):
     found = []
     if config.method not in METHODS:  # of a row
         found.append(f"config.method: expected one of {', '.join(METHODS)}, found {config.method!r}")
+    optim = config.optim
+    if optim.warmup_steps >= optim.decay_steps:
+        found.append(
+            f"config.optim.warmup_steps: expected fewer than config.optim.decay_steps={optim.decay_steps}, found "
+            f"{optim.warmup_steps}"
+        )
     height, width = config.data.crop
     if bool(height) != bool(width):
         found.append(f"config.data.crop: expected (0, 0) for whole frames, or (height, width), found {(height, width)}")

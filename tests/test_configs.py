@@ -184,13 +184,34 @@ def test_a_methods_own_optimiser():
     assert (own.learning_rate, own.power, own.steps) == (5e-5, 0.0, 3_200)
     assert own.multipliers[0][1] == 10.0
     assert row_config(config, "hcl").optim.nesterov
-    assert row_config(config, "tps_free").optim.learning_rate == 2.5e-4
+    assert row_config(config, "tps_free").optim.learning_rate == 1e-4
     assert row_config(config, "stpl").optim.learning_rate == 2.5e-6
     assert row_config(config, "source_only").optim.steps == 40_000
     assert config.optim.learning_rate == 2.5e-6, "the run's own settings do not change"
     config.optim.profile = "theirs"
     with pytest.raises(ValueError, match="optim.profile is paper or own; found 'theirs'"):
         row_config(config, "ur")
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "rate"),
+    [("viper", 0.1, 1e-4), ("synthetic", 0.1, 1e-4), ("synthia", 1.0, 2.5e-4), ("synthetic_synthia", 1.0, 2.5e-4)],
+)
+def test_the_publications_settings_of_tps(name, weight, rate):
+    config = load(name)
+    config.optim.profile = "own"
+    settings = row_config(config, "tps")
+    found = (settings.methods.tps.target_weight, settings.methods.tps.own.learning_rate)
+    assert found == (weight, rate) and not settings.methods.tps.as_published
+    if "synthetic" not in name:  # its rows have rates of their own
+        assert settings.optim.learning_rate == rate
+
+
+def test_the_row_with_the_published_faults_of_tps():
+    config = load("synthetic")
+    rows = [row_config(config, row).to_dict() for row in ("tps_free", "tps_free_as_published")]
+    assert [row["methods"]["tps"].pop("as_published") for row in rows] == [False, True]
+    assert rows[0] == rows[1] and rows[0]["source_free"]
 
 
 def test_mistyped_keys_are_errors():

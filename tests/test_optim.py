@@ -129,6 +129,24 @@ def test_learning_rate_of_the_paper():
         np.testing.assert_allclose(schedule(step), 2.5e-6 * (1 - step / 20_000) ** 0.9, rtol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [10, 49, 300, 20_000])
+def test_learning_rate_ends_at_nought(steps):
+    schedule = jax.jit(optim.poly_schedule(settings(decay_steps=steps)))
+    assert [float(schedule(jnp.int32(step))) for step in (steps, steps + 1, 2 * steps)] == [0, 0, 0]
+    assert schedule(jnp.int32(steps - 1)) > 0
+
+
+def test_warm_up_by_hand(x64):
+    # As HCL's public code: 1e-4 · (0.1 + 0.9 · step/5,000), from step 5,000 on 1e-4 · (1 - step/100,000)^0.9.
+    config = base.get_config()
+    config.optim.profile = "own"
+    schedule = jax.jit(optim.poly_schedule(row_config(config, "hcl").optim))
+    by_hand = {0: 1e-5, 1: 1.0018e-5, 2_500: 5.5e-5, 4_999: 9.9982e-5, 5_000: 9.5488538e-5, 50_000: 5.3588673e-5}
+    for step, rate in by_hand.items():
+        np.testing.assert_allclose(schedule(jnp.asarray(step, jnp.int32)), rate, rtol=1e-7)
+    assert schedule(jnp.asarray(100_000, jnp.int32)) == 0
+
+
 def test_learning_rate_of_source_training():
     config = row_config(base.get_config(), "source_only").optim
     assert config.steps == 40_000

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from stpl_jax import optim
 
 SETTINGS = ConfigDict({"learning_rate": 0.05, "betas": (0.9, 0.99)})
-DECAY = ConfigDict({"learning_rate": 7.0, "decay_steps": 8, "power": 0.9})
+DECAY = ConfigDict({"learning_rate": 7.0, "warmup_steps": 0, "decay_steps": 8, "power": 0.9})
 
 
 def test_against_pytorch(x64):

@@ -7,14 +7,29 @@ Three networks: G is trained; G^m is its moving average; G^h is an earlier G, at
     L_cat = mean_i exp(-KL(p^h_i ‖ p^m_i)) · CE(p_i, y_i)    p: G on the augmented clip; p^h, p^m on the clean one
     L_ins = mean_i L_i, losses/historical.py                    queries: G, augmented clip; keys: G^m, clean clip
 
-Weights and details are the public code's, with these differences. Classes are not weighed by frequency. The projection
-head has no batch normalisation: the paper's batch is one clip. Clips are augmented in their colours alone (there by
-AutoAugment and by scale), so that pixel i is one place in both views. Instances are pixels of x_t, a fixed number drawn
-from each clip; there all of a crop of 256×512, which are as many. Pseudo-labels are the source model's as there, but
-made in each step, from the clip and its mirror image at one scale. All terms are at feature resolution.
+Pseudo-labels are the source model's, normalised by its own running averages (`label_statistics`). Weights and details
+are the public code's (GitHub jxhuang0508/HCL, hcl_target), with these differences:
 
-G^m and G^h keep no running averages: where batch statistics normalise, none are needed, and where running averages do,
-they never change and are G's (the public code copies G's to both).
+- There networks see single images; here they are video networks, whose scores are fused along the flow.
+- Pseudo-labels are made once there, from an image and its mirror image at two scales (1 and 1.25); here in each step,
+  from the clip and its mirror image at one scale. `pseudo_labels=historical` and `average` are ours; the running
+  averages that normalise these two are G's.
+- Clips are augmented in their colours alone, so that pixel i is one place in both views. There images are scaled by 0.8
+  to 1.2, go through AutoAugment (`--autoaug False` reads as true) and are mirrored; of ten crops of 256×512 the first
+  with more than ten classes is taken, and the clean view's crop lies about there.
+- All terms are at feature resolution; there the terms of categories are at that of the crop.
+- Instances are pixels of x_t, a fixed number drawn from each clip; there all of a crop, which are as many.
+- Classes are not weighed by frequency; there rare ones and those that are missing weigh up to 7 times as much each.
+- The projection head has no batch normalisation: the paper's batch is one clip.
+- When G becomes the next G^h and G^m starts again from it, the next step sees both; there the one after it.
+- G passes the clean clip for its running averages' sake alone, then the augmented one; there first the augmented image,
+  then another clean one.
+- G^m and G^h keep no running averages: where batch statistics normalise, none are needed, and where running averages
+  do, they never change and are G's, which the public code copies to both.
+- `own` counts its nine clips on one device, whose statistics are of all of them; there G sees three images on each of
+  three devices.
+- The published list of the backbone's parameters names one of the residual layers once for each module around it, three
+  or four times, and SGD, in PyTorch of that time, updates it as often in one step; here once.
 """
 
 import jax
@@ -22,7 +37,7 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.forward import augmented_clips, clip_predictions, mirrored_scores, on_grid
+from stpl_jax.forward import augmented_clips, clip_predictions, label_scores, on_grid
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, Method
@@ -54,7 +69,7 @@ class HCL(Method):
         network = {"segmenter": segmenter, "projection": projection}
         extra = {"average": network, "historical": segmenter}
         if self.settings.pseudo_labels == "source":
-            extra["source"] = segmenter
+            extra["source"] = {"params": segmenter, "batch_stats": variables["batch_stats"]}
         # Copies: a donated state must not hold one buffer twice.
         return {"network": network}, jax.tree.map(jnp.copy, extra)
 
@@ -75,10 +90,7 @@ class HCL(Method):
         averaged_features, averaged, _ = predict(kept["average"]["segmenter"], state.batch_stats)
         _, historical, _ = predict(kept["historical"], state.batch_stats)
 
-        labeller = self.settings.pseudo_labels
-        labeller = kept["average"]["segmenter"] if labeller == "average" else kept[labeller]
-        _, direct, _ = predict(labeller, state.batch_stats)
-        mirrored = look(mirrored_scores, labeller, state.batch_stats, clean, flow)
+        direct, mirrored = look(label_scores, *self.labeller(state), clean, flow, self.settings.label_statistics)
         grid = instances(features).shape[1:3]
         labels = pseudo_labels(direct, mirrored)
 
@@ -108,6 +120,13 @@ class HCL(Method):
             average = renew(average, network)
         historical = renew(kept["historical"], network["segmenter"])
         return state.replace(extra=kept | {"average": average, "historical": historical})
+
+    def labeller(self, state):
+        """Returns the parameters and running averages of the network that makes the pseudo-labels."""
+        name, kept = self.settings.pseudo_labels, state.extra
+        if name == "source":
+            return kept["source"]["params"], kept["source"]["batch_stats"]
+        return kept["average"]["segmenter"] if name == "average" else kept["historical"], state.batch_stats
 
     def contrast(self, queries, keys, labels, reliabilities, draws):
         """Contrasts `pixels` pixels of each clip, or all if there are no more.

@@ -1,4 +1,4 @@
-"""TPS against a composition in PyTorch: the loss, its gradient, its pseudo-labels, and what is left without source."""
+"""TPS against a composition in PyTorch: the loss, its gradient, its pseudo-labels, without source, with faults."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,12 @@ from video_checks import (
 
 from stpl_jax.forward import flow_on_grid
 from stpl_jax.methods import make_method, tps
+from stpl_jax.models.accel import normalise_images
+from stpl_jax.ops import published_tps
 from stpl_jax.ops.augment import AugmentSettings
 from stpl_jax.ops.histogram import match_histograms
 from stpl_jax.ops.zoom import zoom
+from stpl_jax.train_state import TrainState
 
 SIZES = {"source": (32, 64), "target": (40, 48)}
 GRID = (10, 12)
@@ -65,19 +68,33 @@ def on_grid(flow, size):
     return np.asarray(flow_on_grid(jnp.asarray(flow), [side // 4 for side in size], "align_corners"))
 
 
-def pseudo_labels(network, data, draws):
-    """(auxiliary, main) labels of x_t, from the clip before, mirrored where drawn."""
+def pseudo_labels(network, data, draws, published):
+    """(auxiliary, main) labels of x_t, from the clip before, mirrored where drawn, as published or right."""
     frames, flow = data["frames"][:, 1:3].copy(), data["flow"][:, 1].copy()
+    sign = np.array([1 if published else -1, 1], np.int16)
     for b, draw in enumerate(draws):
         if draw["flip"]:
-            frames[b], flow[b] = frames[b, :, :, ::-1], flow[b, :, ::-1] * np.array([-1, 1], np.int16)
+            frames[b], flow[b] = frames[b, :, :, ::-1], flow[b, :, ::-1] * sign
     current, earlier = (network.scores(frames[:, k], gradient=False) for k in (0, 1))
     to_t = on_grid(data["flow"][:, 0], SIZES["target"])
     labels = []
+
+    def turned_back(maps):
+        return torch.stack([m.flip(1) if draw["flip"] else m for m, draw in zip(maps, draws, strict=True)])
+
     for scores in network.fused(current, earlier, on_grid(flow, SIZES["target"])):
-        upright = torch.stack([s.flip(1) if draw["flip"] else s for s, draw in zip(scores, draws, strict=True)])
-        labels.append(torch_video.warp(torch.softmax(upright.detach(), -1), to_t).argmax(-1).numpy())
+        shares = torch.softmax(scores.detach(), -1)
+        if published:
+            labels.append(turned_back(torch_video.warp(shares, to_t).argmax(-1)).numpy())
+        else:
+            labels.append(torch_video.warp(turned_back(shares), to_t).argmax(-1).numpy())
     return labels
+
+
+def published_bytes(frames):
+    """What torchvision's ToPILImage makes of floating point frames, value by value."""
+    values = (np.float32(255) * np.asarray(frames, np.float32)).ravel()
+    return np.reshape([int(value) % 256 for value in values], frames.shape)
 
 
 def scaled_back(scores, draws):
@@ -94,7 +111,7 @@ def scaled_back(scores, draws):
     return torch_video.sample(scores, positions, "reflection"), seen
 
 
-def reference(params, stats, batch, draws, source_free, clean):
+def reference(params, stats, batch, draws, source_free, clean, published):
     params = torch_patch.trainable(params)
     network, data = torch_video.Network(params["network"]["segmenter"], stats), batch["target"]
     supervised = 0.0
@@ -106,13 +123,13 @@ def reference(params, stats, batch, draws, source_free, clean):
         current, earlier = network.scores(matched[:, 0]), network.scores(matched[:, 1], gradient=False)
         fused = network.fused(current, earlier, on_grid(source["flow"][:, 0], SIZES["source"]))
         supervised = torch_video.label_loss(fused, source["label"])
-    labels = pseudo_labels(network, data, draws)
+    labels = pseudo_labels(network, data, draws, published)
 
     frames, flows = [], []
     for b, draw in enumerate(draws):
-        clip = dimmed(
-            draw["photometric"], jnp.asarray(data["frames"][b, :2], float), AugmentSettings(grey_probability=0.2)
-        )
+        clip = published_bytes(data["frames"][b, :2]) if published else data["frames"][b, :2]
+        clip = dimmed(draw["photometric"], jnp.asarray(clip, float), AugmentSettings(grey_probability=0.2))
+        clip = clip / 255 if published else clip
         frames.append([jax.jit(zoom)(frame, draw["scale"], draw["anchor"]) for frame in clip])
         flow = jax.jit(zoom)(jnp.asarray(data["flow"][b, 0], float), draw["scale"], draw["anchor"])
         flows.append(np.asarray(flow) * draw["scale"])
@@ -141,8 +158,10 @@ def check(config, scene, source_free=False):
     params, _ = method.init(KEY, variables)
     ((losses, gradients, aux),) = losses_and_gradients(method, params, stats, batch, KEY)
     draws = draws_of(method, batch["target"])
+    published = config.methods.tps.as_published
+    clean = config.batch_norm.average_over == "clean" and not published
     expected, by_group, averages, (labels, seen) = reference(
-        jax.tree.map(np.asarray, params), stats, batch, draws, source_free, config.batch_norm.average_over == "clean"
+        jax.tree.map(np.asarray, params), stats, batch, draws, source_free, clean, published
     )
     np.testing.assert_allclose(losses["network"], expected, rtol=1e-6)
     assert_tree_close(gradients["network"], by_group, rtol=1e-5, atol=2e-8)
@@ -166,6 +185,56 @@ def test_without_source_the_target_term_is_left(x64, tiny_config, scene):
     assert list(needs) == ["target"] and not needs["target"].labels
     *_, aux = check(config, scene, source_free=True)
     assert set(aux.metrics) == {"target"}
+
+
+def test_as_published(x64, tiny_config, scene):
+    # The network of this test takes 0-255 as they are: its bytes are 255 · level modulo 256, which is -level.
+    changes = {"source_free": True, "batch_norm.average_over": "clean", "methods.tps.as_published": True}
+    draws, labels, _, aux = check(configure(tiny_config, **changes), scene, source_free=True)
+    batch, variables = scene
+    network = torch_video.Network(torch_patch.trainable(variables["params"]), variables["batch_stats"])
+    upright = pseudo_labels(network, batch["target"], draws, published=False)
+    mirrored = np.array([draw["flip"] for draw in draws])
+    different = (labels[1] != upright[1]).any((1, 2))
+    assert different[mirrored].all() and not different[~mirrored].any()
+
+
+def test_published_bytes_by_hand():
+    # Blue of 0, 104, 105 and 255: 255 times -104.00699, -0.00699, 0.99301 and 150.99301 is -26521.8, -1.8, 253.2 and
+    # 38503.2; without what is behind the point, and modulo 256: 103, 255, 253, 103.
+    rgb = np.zeros((4, 3), np.uint8)
+    rgb[:, 2] = 0, 104, 105, 255
+    found = jax.jit(lambda rgb: published_tps.wrapped_bytes(normalise_images(rgb)))(rgb)
+    np.testing.assert_array_equal(found[:, 0], [103, 255, 253, 103])
+    # Green and red of 0: -29750.5 and -31283.1 are -29750 + 117 · 256 and -31283 + 123 · 256.
+    np.testing.assert_array_equal(found[0], [103, 202, 205])
+    levels = np.random.default_rng(3).integers(0, 256, (5, 7, 3), np.uint8)
+    mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
+    expected = published_bytes(levels[..., ::-1].astype(np.float32) - mean)
+    np.testing.assert_array_equal(jax.jit(published_tps.wrapped_bytes)(normalise_images(levels)), expected)
+
+
+@pytest.mark.parametrize(("published", "low", "high"), [(True, 0.447, 0.449), (False, 0.55, 1)])
+def test_where_the_running_variance_settles(tiny_config, clips, drawn_variables, published, low, high):
+    # Frames that are all the same: .1 · (.9² + .9³) / (1 - .9⁴) = .4475 of their variance is left as published.
+    config = configure(tiny_config, **{"source_free": True, "methods.tps.as_published": published})
+    network, data = single_precision(), dict(batch_of(clips)["target"])
+    data["frames"] = data["frames"][:, :1].repeat(3, 1)
+    variables, method = drawn_variables(network), make_method(config, network)
+    params, _ = method.init(KEY, variables)
+
+    @jax.jit
+    def step(stats, step):
+        state = TrainState(step, params, stats, {}, None)
+        return method.loss(params, state, {"target": data}, jax.random.fold_in(KEY, step))[1].batch_stats
+
+    stats = variables["batch_stats"]
+    for i in range(40):
+        stats = step(stats, np.int32(i))
+    patches = np.asarray(data["frames"][:, 0], np.float64).reshape(CLIPS, 10, 4, 12, 4, 3)
+    variance = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 48).var(0, ddof=1)
+    ratio = np.mean(stats["norm"]["var"] / variance)
+    assert low < ratio < high
 
 
 def test_mirroring_the_clip_before_does_not_move_its_labels(x64, tiny_config, scene):
