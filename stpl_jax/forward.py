@@ -124,11 +124,29 @@ def clip_scores(config, segmenter, params, batch_stats, frames, flow, clean=None
     return clip_predictions(config, segmenter, params, batch_stats, frames, flow, clean)[1:]
 
 
-def mirrored_scores(config, segmenter, params, batch_stats, frames, flow):
-    """Scores clips' mirror images without any gradient: the fused scores, mirrored back."""
-    params, frames, flow = jax.lax.stop_gradient(params), mirror(frames), mirror_flow(flow)
-    scores, _ = clip_scores(config, segmenter, params, batch_stats, frames, flow)
-    return jax.tree.map(mirror, scores)
+def label_scores(config, segmenter, params, batch_stats, frames, flow, statistics):
+    """Scores clips and their mirror images for pseudo-labels: no gradient, and the running averages stay.
+
+    Args:
+      config: the run's configuration.
+      segmenter: a `Network`.
+      params, batch_stats: its variables.
+      frames: `[B, T, H, W, 3]` RGB, 0-255, newest first; the first two count.
+      flow: `[B, P, H, W, 2]` as stored, in tenths of a pixel, x_t to x_{t-1} first.
+      statistics: what normalises: running (`batch_stats`, as public code labels in evaluation mode), or batch (as
+        `config.batch_norm` says).
+
+    Returns:
+      The fused scores of the clips and those of their mirror images, mirrored back, a `PerClassifier` of
+      `[B, h', w', K]` each.
+    """
+    if statistics == "running":
+        config = config.copy_and_resolve_references()
+        config.batch_norm.mode = "running"
+    params = jax.lax.stop_gradient(params)
+    direct, _ = clip_scores(config, segmenter, params, batch_stats, frames, flow)
+    mirrored, _ = clip_scores(config, segmenter, params, batch_stats, mirror(frames), mirror_flow(flow))
+    return direct, jax.tree.map(mirror, mirrored)
 
 
 def fused_main_scores(segmenter, params, features, flow, scale):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.forward import augmented_clips, clip_predictions, mirrored_scores, on_grid
+from stpl_jax.forward import augmented_clips, clip_predictions, label_scores, on_grid
 from stpl_jax.losses.historical import historical_consistency, historical_contrast, reliability
 from stpl_jax.losses.segmentation import cross_entropy
 from stpl_jax.methods.base import Aux, Method
@@ -77,8 +77,7 @@ class HCL(Method):
 
         labeller = self.settings.pseudo_labels
         labeller = kept["average"]["segmenter"] if labeller == "average" else kept[labeller]
-        _, direct, _ = predict(labeller, state.batch_stats)
-        mirrored = look(mirrored_scores, labeller, state.batch_stats, clean, flow)
+        direct, mirrored = look(label_scores, labeller, state.batch_stats, clean, flow, "batch")
         grid = instances(features).shape[1:3]
         labels = pseudo_labels(direct, mirrored)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.forward import clip_predictions, mirrored_scores, on_grid
+from stpl_jax.forward import clip_predictions, label_scores, on_grid
 from stpl_jax.losses.class_balanced import class_balanced_labels, class_thresholds
 from stpl_jax.losses.entropy import entropy
 from stpl_jax.losses.reduction import masked_mean
@@ -46,9 +46,9 @@ class UR(Method):
         data, network = batch["target"], params["network"]
         clips = (state.batch_stats, data["frames"], data["flow"])
         features, scores, stats = clip_predictions(self.config, self.segmenter, network["segmenter"], *clips)
-        mirrored = mirrored_scores(self.config, self.segmenter, network["segmenter"], *clips)
+        views = label_scores(self.config, self.segmenter, network["segmenter"], *clips, "batch")
+        labels = self.pseudo_labels(sum(jax.nn.softmax(view.main, -1) for view in views) / 2)
         probabilities = jax.nn.softmax(scores.main, -1)  # [B, h, w, K]
-        labels = self.pseudo_labels((probabilities + jax.nn.softmax(mirrored.main, -1)) / 2)
         decoded = self.decode(network["decoders"], features.main, data["index"], key)  # [decoders, B, h, w, K]
 
         self_training = masked_mean(*cross_entropy(scores.main, labels))

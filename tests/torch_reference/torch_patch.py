@@ -34,32 +34,38 @@ def dense(layer, x):
     return out + layer["bias"] if "bias" in layer else out
 
 
-def features(params, frame):
-    """One frame `[B, H, W, 3]` to auxiliary and main features `[B, h, w, C]`, and its mean and unbiased variance."""
+def features(params, frame, averages=None):
+    """One frame `[B, H, W, 3]` to auxiliary and main features `[B, h, w, C]`, and its mean and unbiased variance.
+
+    Running averages normalise where they are given, the frame's own statistics otherwise.
+    """
     clips, height, width, _ = frame.shape
     frame = (frame if torch.is_tensor(frame) else torch.tensor(np.array(frame))).double()
     patches = frame.reshape(clips, height // 4, 4, width // 4, 4, 3)
     patches = patches.permute(0, 1, 3, 2, 4, 5).reshape(clips, height // 4, width // 4, 48)
     flat = patches.reshape(-1, 48)
     norm = params["norm"]
-    x = F.batch_norm(flat, None, None, norm["scale"], norm["bias"], training=True, eps=1e-5).reshape(patches.shape)
+    average = [torch.tensor(np.asarray(averages["norm"][name])) for name in ("mean", "var")] if averages else [None] * 2
+    x = F.batch_norm(flat, *average, norm["scale"], norm["bias"], training=averages is None, eps=1e-5)
+    x = x.reshape(patches.shape)
     auxiliary = torch.tanh(dense(params["first"], x))
     statistics = {"mean": flat.mean(0).detach().numpy(), "var": flat.var(0, unbiased=True).detach().numpy()}
     return auxiliary, torch.tanh(dense(params["second"], auxiliary)), statistics
 
 
-def scores(params, current, earlier, flow):
+def scores(params, current, earlier, flow, averages=None):
     """Fused auxiliary and main scores of two frames, each by itself, no gradient into the earlier one.
 
     Args:
       params: the network's.
       current, earlier: frames `[B, H, W, 3]`.
       flow: `[B, H, W, 2]` int16 as stored.
+      averages: as in `features`.
 
     Returns:
       Auxiliary and main scores `[B, h, w, K]`, and the current frame's auxiliary and main features.
     """
-    now, before = features(params, current)[:2], features(params, earlier)[:2]
+    now, before = (features(params, frame, averages)[:2] for frame in (current, earlier))
     # By our own function, which is tested apart.
     on_grid = resize_flow(jnp.asarray(flow, jnp.float64) / 10, now[0].shape[1:3])
     on_grid = torch.tensor(np.asarray(on_grid)).permute(0, 3, 1, 2)
