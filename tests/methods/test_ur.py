@@ -187,7 +187,7 @@ def test_running_averages_take_the_view_alone(results):
 def test_what_is_beyond_the_frame_counts_in_no_term(small_config, small_segmenter):
     small_config.method = "ur"
     method, random = make_method(small_config, small_segmenter), np.random.default_rng(0)
-    seen = np.arange(32).reshape(1, 4, 8) % 8 < 5
+    seen, terms = np.arange(32).reshape(1, 4, 8) % 8 < 5, jax.jit(method.terms)
     scores, decoded = random.normal(size=(1, 4, 8, CLASSES)), random.normal(size=(4, 1, 4, 8, CLASSES))
     labels = np.where(seen, random.integers(0, CLASSES, seen.shape), 255)
 
@@ -195,14 +195,14 @@ def test_what_is_beyond_the_frame_counts_in_no_term(small_config, small_segmente
         """The loss with other predictions in a part of the view."""
         changed = np.where(where[..., None], 3 * scores[..., ::-1], scores).astype(np.float32)
         other = np.where(where[..., None], -decoded, decoded).astype(np.float32)
-        return method.terms(jnp.asarray(changed), jnp.asarray(labels), jnp.asarray(seen), jnp.asarray(other), seen)
+        return terms(jnp.asarray(changed), jnp.asarray(labels), jnp.asarray(seen), jnp.asarray(other), seen)
 
     nowhere = np.zeros_like(seen)
     np.testing.assert_allclose(loss(~seen), loss(nowhere), rtol=1e-6)
     assert abs(loss(seen) - loss(nowhere)) > 0.1
     # Cut off, it gives the same, term by term: a mean is over what is left.
     left = [x[..., :5, :] for x in (scores.astype(np.float32), decoded.astype(np.float32))]
-    cut = method.terms(jnp.asarray(left[0]), jnp.asarray(labels[..., :5]), seen[..., :5], left[1], seen[..., :5])
+    cut = terms(jnp.asarray(left[0]), jnp.asarray(labels[..., :5]), seen[..., :5], left[1], seen[..., :5])
     np.testing.assert_allclose(loss(nowhere), cut, rtol=1e-6)
 
 
