@@ -180,10 +180,19 @@ def get_config():
     config.methods.ur = ConfigDict(  # Uncertainty Reduction, CVPR 2021; values of its public code
         dict(
             proportion=0.2,  # share of each class's pixels that reaches the class's threshold
+            label_statistics="running",  # what normalises while labels are made: running, or batch, as batch_norm says
+            view=dict(  # of the clip, that the network is trained on
+                scale=(0.5, 1.5),  # smallest and largest factor of the frame's size
+                crop=(1.0, 1.0),  # (height, width) that it is cut or padded to, as shares of the frame's
+                flip_probability=0.5,
+            ),
             entropy_weight=1.0,
             uncertainty_weight=0.1,
             decoders=4,
             dropout=0.5,  # probability that a decoder does not see a channel
+            # Factor on the learning rate of the decoders, which start untrained. The public code's rates of a run add
+            # up to 5e-5·10·3,200 = 1.6, those of the paper's optimiser to 2.5e-6·20,000/1.9 = 0.0263.
+            decoder_multiplier=60.0,
             own=dict(  # the publication's optimiser, with optim.profile=own
                 clips_per_device=2,
                 learning_rate=5e-5,

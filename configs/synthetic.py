@@ -100,6 +100,8 @@ def get_config():
     # The baselines' own settings where full-size ones would not fit networks and runs this small.
     for name in ("rda", "da_vsn", "vat_vst"):
         config.methods[name].discriminator.width = 16
+    # As in base.py: rates that add up to 1.6 as in the public code, here from 1e-4·200/1.9 = 0.0105.
+    config.methods.ur.decoder_multiplier = 150.0
     config.methods.hcl.refresh_every = 50
     config.methods.hcl.projection.update(dict(hidden=128, dim=64))
     config.rows.update({name: dict(optim=dict(learning_rate=rate)) for name, rate in LEARNING_RATES.items()})

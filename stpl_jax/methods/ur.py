@@ -2,19 +2,34 @@
 
     L = CE(p, y) + λ_e · mean H(p) / log K + λ_u · Σ_d MSE(p_d, p)
 
-p is the prediction, y are class-balanced pseudo-labels, and p_d is what an auxiliary decoder d predicts from features
-without half their channels: a network that is certain still agrees with itself. No source data.
+y are class-balanced pseudo-labels, of the clip and its mirror image. p is the prediction on another view of the clip:
+mirrored half of the time, scaled and cut, `config.methods.ur.view`. p_d is what an auxiliary decoder d predicts from
+features without half their channels: a network that is certain still agrees with itself. No source data.
 
-Weights and details are the public code's, with these differences. Pseudo-labels are made in each step, by the network
-of the moment, with thresholds over the device's clips; there they are made once, over the whole set. Predictions are
-those of the video network, from two frames; decoders see x_t alone. All terms are at feature resolution. As there, the
-auxiliary classifier takes no part.
+Weights and details are the public code's, with these differences.
+
+- Pseudo-labels are made in each step, by the network of the moment, with thresholds over the device's clips, from all
+  their confidences; there they are made once, over the whole set, from every tenth confidence of each class.
+- Predictions are those of the video network, from two frames, which share one view; decoders see x_t alone. All terms
+  are at feature resolution, labels too; there at the frames'.
+- Where a scaled frame is smaller than the view, the rest is black, as there, and enters batch normalisation's
+  statistics. There it is labelled as class 0, road, and counts in every term: a fault. Here it counts in none.
+- A view is sampled from the frame at the training size, by bilinear interpolation without smoothing; there from the
+  original frame, which has more detail, by Pillow, which smooths what it shrinks.
+- Scale and bias of batch normalisation stay as they are; there they are trained outside the stem.
+- Classifier and decoders add up all their branches. There a `return` within the loop leaves two of four.
+- With `optim.profile=paper`, `decoder_multiplier` brings the decoders' learning rate, summed over a run, to the public
+  code's. `own` has that code's optimiser and its batch of two, `clips_per_device=2`; images there, clips here.
+
+As there, the auxiliary classifier takes no part, and the training view enters the running averages, whatever
+`batch_norm.average_over` says: its colours are those of the clip.
 """
 
 import jax
 import jax.numpy as jnp
 
 from input_pipeline.needs import DomainNeeds
+from stpl_jax import optim
 from stpl_jax.forward import clip_predictions, label_scores, on_grid
 from stpl_jax.losses.class_balanced import class_balanced_labels, class_thresholds
 from stpl_jax.losses.entropy import entropy
@@ -23,6 +38,8 @@ from stpl_jax.losses.segmentation import IGNORED, cross_entropy
 from stpl_jax.losses.uncertainty import probability_error
 from stpl_jax.methods.base import Aux, Method
 from stpl_jax.models.decoders import AuxiliaryDecoders, draw_channel_masks
+from stpl_jax.ops.dtypes import compute_dtype
+from stpl_jax.ops.view import sample_view, view_classes, view_flow, view_images, within_frame
 
 
 class UR(Method):
@@ -42,24 +59,72 @@ class UR(Method):
         decoders = self.decoders.init(key, features, masks)["params"]
         return {"network": {"segmenter": variables["params"], "decoders": decoders}}, None
 
+    def optimisers(self, settings):
+        decoders = (r"^decoders/", self.settings.decoder_multiplier)
+        return {"network": optim.sgd(settings, self.segmenter.groups, self.frozen, (decoders,))}
+
     def loss(self, params, state, batch, key):
         data, network = batch["target"], params["network"]
-        clips = (state.batch_stats, data["frames"], data["flow"])
-        features, scores, stats = clip_predictions(self.config, self.segmenter, network["segmenter"], *clips)
-        views = label_scores(self.config, self.segmenter, network["segmenter"], *clips, "batch")
-        labels = self.pseudo_labels(sum(jax.nn.softmax(view.main, -1) for view in views) / 2)
-        probabilities = jax.nn.softmax(scores.main, -1)  # [B, h, w, K]
-        decoded = self.decode(network["decoders"], features.main, data["index"], key)  # [decoders, B, h, w, K]
+        view_key, dropout_key = jax.random.split(key)
 
-        self_training = masked_mean(*cross_entropy(scores.main, labels))
-        on_features = on_grid(probabilities, decoded.shape[2:4])
-        uncertainty = probability_error(decoded, on_features[None]).mean((1, 2, 3)).sum()
-        loss = (
+        def look(run, frames, flow, *options):
+            return run(self.config, self.segmenter, network["segmenter"], state.batch_stats, frames, flow, *options)
+
+        labelled = look(label_scores, data["frames"], data["flow"], self.settings.label_statistics)
+        labels = self.pseudo_labels(sum(jax.nn.softmax(scores.main, -1) for scores in labelled) / 2)
+        views, frames, flow = self.views(data, view_key)
+        features, scores, stats = look(clip_predictions, frames, flow)
+        decoded = self.decode(network["decoders"], features.main, data["index"], dropout_key)  # [decoders, B, h, w, K]
+
+        sizes, scored = (data["frames"].shape[2:4], frames.shape[2:4]), scores.main.shape[1:3]
+        in_view = jax.vmap(lambda classes, view: view_classes(classes, view, *sizes, scored))(labels, views)
+        seen, seen_on_features = (
+            jax.vmap(lambda view, grid=grid: within_frame(view, *sizes, grid))(views)
+            for grid in (scored, decoded.shape[2:4])
+        )
+        loss = self.terms(scores.main, jnp.where(seen, in_view, IGNORED), seen, decoded, seen_on_features)
+        return {"network": loss}, Aux(stats, {"labelled": jnp.mean(labels != IGNORED, dtype=jnp.float32)})
+
+    def views(self, data, key):
+        """Draws a view of each clip, by the clip's own key, so that it depends on neither batch nor device.
+
+        Returns:
+          The views, a `View` of arrays `[B]`; frames `[B, T, h, w, 3]` and flow `[B, P, h, w, 2]` as they show them,
+          floating point, flow in tenths of a pixel of this grid.
+        """
+        settings, dtype = self.settings.view, compute_dtype(self.segmenter.dtype)
+        size = data["frames"].shape[2:4]
+        out_size = tuple(round(side * share) for side, share in zip(size, settings.crop, strict=True))
+
+        def show(key, frames, flow):
+            view = sample_view(key, size, out_size, tuple(settings.scale), settings.flip_probability)
+            images = view_images(frames.astype(dtype), view, out_size)
+            return view, images, view_flow(flow.astype(dtype), view, out_size)
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"])
+        return jax.vmap(show)(keys, data["frames"], data["flow"])
+
+    def terms(self, scores, labels, seen, decoded, seen_on_features):
+        """Adds up the three terms over what shows the frame.
+
+        Args:
+          scores: `[B, h', w', K]` of the view.
+          labels: `[B, h', w']`, `IGNORED` where there is none or where the view shows no frame.
+          seen: `[B, h', w']` bool, where the view shows the frame.
+          decoded: `[decoders, B, h, w, K]`, the decoders' scores on the features' grid.
+          seen_on_features: `[B, h, w]` bool, as `seen` on that grid.
+
+        Returns:
+          A scalar.
+        """
+        self_training = masked_mean(*cross_entropy(scores, labels))
+        on_features = on_grid(jax.nn.softmax(scores, -1), decoded.shape[2:4])
+        uncertainty = masked_mean(probability_error(decoded, on_features[None]).sum(0), seen_on_features)
+        return (
             self_training
-            + self.settings.entropy_weight * entropy(scores.main).mean()
+            + self.settings.entropy_weight * masked_mean(entropy(scores), seen)
             + self.settings.uncertainty_weight * uncertainty
         )
-        return {"network": loss}, Aux(stats, {"labelled": jnp.mean(labels != IGNORED, dtype=jnp.float32)})
 
     def pseudo_labels(self, probabilities):
         """Labels the pixels `[B, h, w]` that are confident for their class, by thresholds over all clips together."""

@@ -16,7 +16,7 @@ from stpl_jax.ops.dtypes import compute_dtype
 
 
 class Box(NamedTuple):
-    """A part of a frame, in whole pixels; int32 scalars, or arrays of them."""
+    """A part of a frame, in whole pixels; int32 scalars, or arrays of them. It may reach beyond the frame."""
 
     top: jax.Array
     left: jax.Array
@@ -86,6 +86,8 @@ def _middle_box(size: tuple[int, int], out_size: tuple[int, int], ratio: tuple[f
 def crop_resized(images: jax.Array, box: Box, size: tuple[int, int]) -> jax.Array:
     """Cuts a box out of images and resizes it bilinearly; beyond the box its border pixels are repeated.
 
+    Pixels of the result whose centres lie beyond the frame are 0.
+
     Args:
       images: [..., H, W, C] floating point.
       box: a `Box` of scalars.
@@ -103,7 +105,10 @@ def crop_resized(images: jax.Array, box: Box, size: tuple[int, int]) -> jax.Arra
 
 
 def crop_resized_nearest(classes: jax.Array, box: Box, size: tuple[int, int]) -> jax.Array:
-    """As `crop_resized` for class maps [..., H, W]: each pixel takes the class under its centre; [..., h, w]."""
+    """As `crop_resized` for class maps [..., H, W]: each pixel takes the class under its centre; [..., h, w].
+
+    Beyond the frame the class at its border is repeated.
+    """
     rows = _nearest(box.top, box.height, size[0])
     columns = _nearest(box.left, box.width, size[1])
     return jnp.take(jnp.take(classes, rows, axis=-2, mode="clip"), columns, axis=-1, mode="clip")
@@ -122,9 +127,11 @@ def _weights(start: jax.Array, length: jax.Array, size_in: int, size_out: int, d
     scale = length.astype(dtype) / size_out
     position = (jnp.arange(size_out, dtype=dtype) + 0.5) * scale - 0.5
     position = jnp.clip(position, 0, (length - 1).astype(dtype)) + start.astype(dtype)
+    inside = (position >= -0.5) & (position < size_in - 0.5)
+    position = jnp.clip(position, 0, size_in - 1)
     # A tent of width one on each side of the position.
     distance = jnp.abs(jnp.arange(size_in, dtype=dtype)[None, :] - position[:, None])
-    return jnp.maximum(1 - distance, 0)
+    return jnp.where(inside[:, None], jnp.maximum(1 - distance, 0), 0)
 
 
 def _nearest(start: jax.Array, length: jax.Array, size_out: int) -> jax.Array:

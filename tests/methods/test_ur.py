@@ -9,12 +9,19 @@ from patch_network import patch_network
 from torch.nn import functional as F
 from torch_reference import torch_patch
 from two_devices import changed, first_updates, is_batch_norm, names, states_of_steps
+from view_loops import classes_shown, flow_shown, image_shown
 
+from configs import base, synthetic
 from stpl_jax.methods import make_method
 from stpl_jax.models.decoders import draw_channel_masks
+from stpl_jax.ops.view import sample_view
+from stpl_jax.rows import row_config
 from stpl_jax.train_state import TrainState
 
 KEY, SHARE, CLASSES, DECODERS = jax.random.key(11), 0.6, 5, 3
+SIZE, OUT = (16, 32), (12, 24)  # of the frames and of the views
+INDEX = (6, 7)  # of the clips: the first is mirrored and shrunk, the second enlarged
+STATISTICS = ("running", "batch")
 TOLERANCE = 1e-8
 
 
@@ -27,11 +34,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def mirrored_scores(params, frames, flow, sign=-1):
+def mirrored_scores(params, frames, flow, sign, averages):
     """Main scores of the mirrored clip, mirrored back; `sign` is what happens to the horizontal flow."""
     flow = np.flip(flow, 2) * np.array([sign, 1], np.int16)
     frames = np.flip(frames, 3)
-    return torch_patch.scores(params, frames[:, 0], frames[:, 1], flow)[1].flip(2)
+    return torch_patch.scores(params, frames[:, 0], frames[:, 1], flow, averages)[1].flip(2)
 
 
 def labels_by_class(probabilities):
@@ -46,20 +53,45 @@ def labels_by_class(probabilities):
     return np.where(ratios.max(1) >= 1, ratios.argmax(1), 255).reshape(probabilities.shape[:-1])
 
 
-def reference(params, data, dilations, sign=-1):
-    """The loss as the publication writes it, the pseudo-labels, and the gradients."""
+def drawn_views(index):
+    """Each clip's view, by the clip's own key."""
+    key, scale = jax.random.split(KEY)[0], (0.5, 1.5)
+    return [sample_view(jax.random.fold_in(key, i), SIZE, OUT, scale, 0.5) for i in index.tolist()]
+
+
+def shown(data):
+    """The clips in their views: frames `[B, T, h, w, 3]`, flow `[B, h, w, 2]`, in tenths of a pixel there."""
+    views = drawn_views(data["index"])
+    frames = [[image_shown(f, v, OUT) for f in clip] for clip, v in zip(data["frames"], views, strict=True)]
+    flow = [flow_shown(f, v, OUT) for f, v in zip(data["flow"][:, 0], views, strict=True)]
+    return np.array(frames), np.array(flow)
+
+
+def reference(params, data, dilations, averages, sign=-1):
+    """The loss as the publication writes it, on what shows the frame alone; the pseudo-labels; and the gradients.
+
+    Args:
+      params, data, dilations: the method's parameters, its clips, and its decoders' dilations.
+      averages: the running averages that the labelling network is normalised by, or None for its own statistics.
+      sign: what happens to the horizontal flow of the mirror image.
+    """
     params = torch_patch.trainable(params)
     network, frames, flow = params["segmenter"], data["frames"], data["flow"][:, 0]
-    _, scores, _, features = torch_patch.scores(network, frames[:, 0], frames[:, 1], flow)
-    averaged = (scores.softmax(-1) + mirrored_scores(network, frames, flow, sign).softmax(-1)) / 2
+    direct = torch_patch.scores(network, frames[:, 0], frames[:, 1], flow, averages)[1]
+    averaged = (direct.softmax(-1) + mirrored_scores(network, frames, flow, sign, averages).softmax(-1)) / 2
     labels = labels_by_class(averaged.detach().numpy())
-    loss = F.cross_entropy(scores.reshape(-1, CLASSES), torch.tensor(labels).reshape(-1), ignore_index=255)
 
-    p = scores.softmax(-1)
-    pixels = p[..., 0].numel()
-    loss = loss - (p * torch.log2(p)).sum() / (pixels * np.log2(CLASSES))
+    frames, flow = shown(data)
+    _, scores, _, features = torch_patch.scores(network, frames[:, 0], frames[:, 1], flow)
+    grid, views = scores.shape[1:3], drawn_views(data["index"])
+    in_view = np.array([classes_shown(y, v, SIZE, OUT, grid) for y, v in zip(labels, views, strict=True)])
+    seen = np.array([classes_shown(np.zeros((4, 8), int), v, SIZE, OUT, grid) == 0 for v in views])
+    loss = F.cross_entropy(scores.reshape(-1, CLASSES), torch.tensor(in_view).reshape(-1), ignore_index=255)
 
-    keys = jnp.stack([jax.random.fold_in(KEY, i) for i in data["index"].tolist()])
+    p = scores.softmax(-1)[torch.tensor(seen)]  # [pixels, K]
+    loss = loss - (p * torch.log2(p)).sum() / (len(p) * np.log2(CLASSES))
+
+    keys = jnp.stack([jax.random.fold_in(jax.random.split(KEY)[1], i) for i in data["index"].tolist()])
     masks = np.asarray(draw_channel_masks(keys, DECODERS, features.shape[-1], 0.5))
     for i in range(DECODERS):
         dropped = (features * torch.tensor(masks[i])[:, None, None]).permute(0, 3, 1, 2)
@@ -68,49 +100,74 @@ def reference(params, data, dilations, sign=-1):
             layer = params["decoders"][f"decoder_{i}"][f"conv2d_list_{j}"]
             kernel = layer["kernel"].permute(3, 2, 0, 1)
             decoded = decoded + F.conv2d(dropped, kernel, layer["bias"], padding=dilation, dilation=dilation)
-        loss = loss + 0.1 * F.mse_loss(decoded.softmax(1), p.detach().permute(0, 3, 1, 2))
-    return loss.item(), labels, torch_patch.gradients(loss, params)
+        decoded = decoded.permute(0, 2, 3, 1)[torch.tensor(seen)]
+        loss = loss + 0.1 * F.mse_loss(decoded.softmax(1), p.detach())
+    return loss.item(), labels, torch_patch.gradients(loss, params), seen
 
 
 @pytest.fixture(scope="module")
 def results(clips, drawn_variables, tiny_settings):
-    """The method's loss, gradients and the rest, and the reference's."""
+    """By label_statistics: the method's loss, gradients and the rest; the reference's; and those of a misreading."""
     with jax.enable_x64(True):
         segmenter, config = patch_network(), tiny_settings.copy_and_resolve_references()
         config.method = "ur"
         config.methods.ur.update({"decoders": DECODERS, "proportion": SHARE})
-        method, variables = make_method(config, segmenter), drawn_variables(segmenter)
-        data = clips(2, seed=4, size=(16, 32)) | {"index": np.array([7, 8], np.int32)}
+        config.methods.ur.view.crop = tuple(o / s for o, s in zip(OUT, SIZE, strict=True))
+        config.batch_norm.average_over = "clean"  # the view is, by its colours
+        variables = drawn_variables(segmenter)
+        data = clips(2, seed=4, size=SIZE) | {"index": np.array(INDEX, np.int32)}
         random = np.random.default_rng(2)
+        stats = {"norm": {"mean": random.uniform(90, 150, 48), "var": random.uniform(2000, 5000, 48)}}
+        method = make_method(config, segmenter)
         decoders = jax.eval_shape(method.init, KEY, variables)[0]["network"]["decoders"]
         params = {
             "segmenter": variables["params"],
             "decoders": jax.tree.map(lambda leaf: 0.3 * random.normal(size=leaf.shape), decoders),
         }
 
-        def loss(params, stats):
-            state = TrainState(0, params, stats, {}, None)
-            losses, aux = method.loss({"network": params}, state, {"target": data}, KEY)
-            return losses["network"], aux
+        @jax.jit
+        def ours(params, data):
+            def loss(params, statistics):
+                config.methods.ur.label_statistics = statistics
+                state = TrainState(0, params, stats, {}, None)
+                losses, aux = make_method(config, segmenter).loss({"network": params}, state, {"target": data}, KEY)
+                return losses["network"], aux
 
-        (value, aux), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, variables["batch_stats"])
-        seen = [torch_patch.features(torch_patch.trainable(variables["params"]), data["frames"][:, t]) for t in (0, 1)]
-        averages = torch_patch.averages_after(variables["batch_stats"], [statistics for *_, statistics in seen])
-        expected = reference(params, data, config.model.classifier_dilations)
-        misread = reference(params, data, config.model.classifier_dilations, sign=1)
-        return (value, aux, gradients), expected, averages, misread
+            return {s: jax.value_and_grad(loss, has_aux=True)(params, s) for s in STATISTICS}
+
+        found, dilations = ours(params, data), config.model.classifier_dilations
+        expected, misread = (
+            {s: reference(params, data, dilations, stats if s == "running" else None, sign) for s in STATISTICS}
+            for sign in (-1, 1)
+        )
+        frames, _ = shown(data)
+        seen = [torch_patch.features(torch_patch.trainable(variables["params"]), frames[:, t]) for t in (0, 1)]
+        averages = torch_patch.averages_after(stats, [statistics for *_, statistics in seen])
+        return found, expected, misread, averages
 
 
-def test_loss(results):
-    (value, aux, _), (expected, labels, _), _, (misread, other_labels, _) = results
-    np.testing.assert_allclose(value, expected, rtol=TOLERANCE)
+def test_the_clips_show_every_kind_of_view():
+    (first, second), sides = drawn_views(np.array(INDEX)), np.array(SIZE)
+    assert bool(first.mirrored) != bool(second.mirrored)
+    first, second = (np.array(view.box) for view in (first, second))
+    assert (first[:2] + first[2:] > sides).any() and (second[:2] + second[2:] <= sides).all() and second[:2].any()
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_loss(results, statistics):
+    found, expected, misread, _ = results
+    ((value, aux), _), (loss, labels, _, seen) = found[statistics], expected[statistics]
+    np.testing.assert_allclose(value, loss, rtol=TOLERANCE)
     np.testing.assert_allclose(aux.metrics["labelled"], (labels != 255).mean(), rtol=1e-6)
     assert len(set(labels[labels != 255].tolist())) >= 3, "the clips show too little"
-    assert abs(misread - expected) > 1e-3 and (labels != other_labels).any(), "unmirrored flow would not be noticed"
+    assert not seen.all() and seen.any((1, 2)).all()
+    assert abs(misread[statistics][0] - loss) > 1e-3 and (misread[statistics][1] != labels).any()
+    assert abs(expected["running"][0] - expected["batch"][0]) > 1e-3, "who normalises would not be noticed"
 
 
-def test_gradient(results):
-    (_, _, gradients), (_, _, expected), _, _ = results
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_gradient(results, statistics):
+    (_, gradients), (_, _, expected, _) = (side[statistics] for side in results[:2])
 
     def close(path, found, expected):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=TOLERANCE, err_msg=jax.tree_util.keystr(path))
@@ -121,9 +178,32 @@ def test_gradient(results):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients["decoders"]))
 
 
-def test_running_averages_take_the_clip_and_not_its_mirror_image(results):
-    (_, aux, _), _, averages, _ = results
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), aux.batch_stats, averages)
+def test_running_averages_take_the_view_alone(results):
+    found, *_, averages = results
+    for (_, aux), _ in found.values():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), aux.batch_stats, averages)
+
+
+def test_what_is_beyond_the_frame_counts_in_no_term(small_config, small_segmenter):
+    small_config.method = "ur"
+    method, random = make_method(small_config, small_segmenter), np.random.default_rng(0)
+    seen, terms = np.arange(32).reshape(1, 4, 8) % 8 < 5, jax.jit(method.terms)
+    scores, decoded = random.normal(size=(1, 4, 8, CLASSES)), random.normal(size=(4, 1, 4, 8, CLASSES))
+    labels = np.where(seen, random.integers(0, CLASSES, seen.shape), 255)
+
+    def loss(where):
+        """The loss with other predictions in a part of the view."""
+        changed = np.where(where[..., None], 3 * scores[..., ::-1], scores).astype(np.float32)
+        other = np.where(where[..., None], -decoded, decoded).astype(np.float32)
+        return terms(jnp.asarray(changed), jnp.asarray(labels), jnp.asarray(seen), jnp.asarray(other), seen)
+
+    nowhere = np.zeros_like(seen)
+    np.testing.assert_allclose(loss(~seen), loss(nowhere), rtol=1e-6)
+    assert abs(loss(seen) - loss(nowhere)) > 0.1
+    # Cut off, it gives the same, term by term: a mean is over what is left.
+    left = [x[..., :5, :] for x in (scores.astype(np.float32), decoded.astype(np.float32))]
+    cut = terms(jnp.asarray(left[0]), jnp.asarray(labels[..., :5]), seen[..., :5], left[1], seen[..., :5])
+    np.testing.assert_allclose(loss(nowhere), cut, rtol=1e-6)
 
 
 def test_what_is_trained_and_how_fast(small_config, small_segmenter, small_variables):
@@ -135,6 +215,22 @@ def test_what_is_trained_and_how_fast(small_config, small_segmenter, small_varia
         frozen = is_batch_norm(name) or name.startswith("segmenter/layer5/")
         expected = 0 if frozen else -5e-5 * factor * (1 + 5e-4)  # the decay of a parameter of one is added
         np.testing.assert_allclose(update, expected, rtol=1e-5, err_msg=name)
+
+
+def test_the_papers_optimiser_moves_decoders_as_far_as_the_publications(small_config, small_segmenter, small_variables):
+    small_config.method = "ur"
+    small_config.optim.update(base.get_config().optim)
+    for name, update in first_updates(
+        make_method(small_config, small_segmenter), small_config.optim, small_variables
+    ).items():
+        frozen = is_batch_norm(name) or name.startswith("segmenter/layer5/")
+        rate = 1.5e-4 if name.startswith("decoders/") else 0 if frozen else 2.5e-6
+        np.testing.assert_allclose(update, -rate * (1 + 5e-4), rtol=1e-5, err_msg=name)
+    # Summed over a run, rates are those of the public code, 5e-5·10 in each of 3,200 steps.
+    for config in (base.get_config(), synthetic.get_config()):
+        optim = row_config(config, "ur").optim
+        total = sum(optim.learning_rate * (1 - step / optim.decay_steps) ** optim.power for step in range(optim.steps))
+        np.testing.assert_allclose(total * config.methods.ur.decoder_multiplier, 1.6, rtol=0.02)
 
 
 def test_three_steps_on_two_devices(small_config, small_segmenter, small_variables, small_clips):
