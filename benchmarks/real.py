@@ -8,8 +8,8 @@ docs/real_data.md says where CamVid is from, docs/weights.md the weights. Each d
 its first half, scored on its second. Learning rates are those of configs/camvid.py, which `--tune` chose: the same
 tries for every row on `CHOSEN_ON` alone, with a seed that the table does not use. That drive is shown apart.
 
-Each drive and seed is one working directory, `<workdir>/<drive>/seed<N>`: a row that is done there is not run again, and
-one that was stopped goes on. Writes `real.md`, `.csv` and `.json`; with `--tune`, `real_tuning.md` and `.json`.
+Each drive and seed is one working directory, `<workdir>/<drive>/seed<N>`: a row that is done there is not run again,
+and one that was stopped goes on. Writes `real.md`, `.csv` and `.json`; with `--tune`, `real_tuning.md` and `.json`.
 """
 
 import csv

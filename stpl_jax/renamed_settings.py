@@ -1,6 +1,7 @@
 """Settings that had another name: an old one is an error that says the new spelling, or is read as the new one."""
 
 from input_pipeline import optical_flow
+from stpl_jax.methods import section_of
 
 
 def new_spelling(key, value):
@@ -25,6 +26,5 @@ def as_now(stored):
     """
     stored = {"model.fusion.propagation": "warp"} | stored
     if "data.flip" in stored:
-        section = "supervised" if stored["method"] in ("source_only", "oracle") else stored["method"]
-        stored[f"methods.{section}.mirror"] = stored.pop("data.flip")
+        stored[f"methods.{section_of(stored['method'])}.mirror"] = stored.pop("data.flip")
     return stored

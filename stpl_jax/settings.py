@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError, capped
 from input_pipeline.files import expand
 from stpl_jax.checkpoint import CheckpointError
-from stpl_jax.methods import METHODS
+from stpl_jax.methods import METHODS, section_of
 from stpl_jax.renamed_settings import as_now, new_spelling
 from stpl_jax.rows import row_config, row_names
 from stpl_jax.setting_rules import PATH, problem, problems_together, published_key, rule_of
@@ -148,13 +148,21 @@ def check_same_run(config, stored, folder):
     def value(settings, name):
         return expand(settings[name]) if _is_path(name) else settings[name]
 
+    # Other methods' settings say nothing about this row, and what its own publication says was put into `optim`.
+    own = f"methods.{section_of(config.method)}."
+
+    def counts(name):
+        if name.startswith("methods."):
+            return name.startswith(own) and not name.startswith(f"{own}own.")
+        return not any(name == f or name.startswith(f + ".") for f in free)
+
     # Kept frames move with the working directory, and their clips are compared by what is in them.
     free = (*_FREE, *(["data.target.raw_dir"] if config.data.target.name == "own_video" else []))
     changed = [
         f"  {name}: was {before[name]!r}, is {now[name]!r}"
         # A setting that did not exist when the row was begun, or no longer does, cannot be compared.
         for name in sorted(now.keys() & before.keys())
-        if value(now, name) != value(before, name) and not any(name == f or name.startswith(f + ".") for f in free)
+        if value(now, name) != value(before, name) and counts(name)
     ]
     if changed:
         raise CheckpointError(

@@ -229,3 +229,28 @@ def test_own_settings_stand_in_for_the_batch_too():
     assert "config.methods.hcl.own.clips_per_device: expected a whole number from 1 on, found 0" in complaint(
         {"methods.hcl.own.clips_per_device": 0}
     )
+
+
+@pytest.mark.parametrize(
+    "method, key, value, counts",
+    [
+        ("stpl", "methods.tps.target_weight", 0.7, False),
+        ("tps", "methods.tps.target_weight", 0.7, True),
+        ("spatial", "methods.stpl.topk.proportion", 0.3, True),
+        ("oracle", "methods.supervised.mirror", True, True),
+        ("stpl_plus", "methods.stpl.topk.proportion", 0.3, False),
+        # What a publication says has been put into optim, which is compared.
+        ("tps", "methods.tps.own.learning_rate", 0.7, False),
+        ("tps", "optim.learning_rate", 0.7, True),
+    ],
+)
+def test_a_row_goes_on_whatever_other_methods_settings_are(method, key, value, counts):
+    config = base.get_config()
+    config.method = method
+    stored = json.loads(config.to_json_best_effort())
+    change(config, {key: value})
+    if counts:
+        with pytest.raises(CheckpointError, match=f"{key}: was .*, is {value}"):
+            settings.check_same_run(config, stored, "run/row")
+    else:
+        settings.check_same_run(config, stored, "run/row")

@@ -41,6 +41,14 @@ METHODS = {
     "stpl_plus": STPLPlus,
 }
 
+_SECTIONS = dict.fromkeys(("source_only", "oracle"), "supervised")
+_SECTIONS |= dict.fromkeys(("spatial", "temporal", "duplicate", "naive"), "stpl")
+
+
+def section_of(method):
+    """Returns the name under `config.methods` of the settings that a method reads."""
+    return _SECTIONS.get(method, method)
+
 
 def make_method(config, segmenter):
     """Builds the method that `config.method` names.
