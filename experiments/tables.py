@@ -24,7 +24,7 @@ from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
 
 OURS = "stpl_plus"
-REFERENCES = ("source_only", "bn_statistics", "oracle")
+REFERENCES = ("source_only", "bn_statistics", "alpha_bn", "oracle")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Table:
 def _comparison(source, fda, pixmatch, rda, ur, hcl, da_vsn, vat_vst, tps, starred, stpl, oracle):
     return (
         Row("source_only", "Source-only", source),
-        CONTROL,
+        *CONTROLS,
         Row("fda", "FDA (image, UDA)", fda),
         Row("pixmatch", "PixMatch (image, UDA)", pixmatch),
         Row("rda", "RDA (image, UDA)", rda),
@@ -62,13 +62,16 @@ def _comparison(source, fda, pixmatch, rda, ur, hcl, da_vsn, vat_vst, tps, starr
         Row("da_vsn_free", "DA-VSN* (video, SFDA)", starred[0]),
         Row("vat_vst_free", "VAT-VST* (video, SFDA)", starred[1]),
         Row("tps_free", "TPS* (video, SFDA)", starred[2]),
+        Row("tps_free_as_published", "TPS* with its public code's faults", starred[2]),
         Row("stpl", "STPL (video, SFDA)", stpl),
         Row(OURS, "STPL+, ours (video, SFDA)"),
         Row("oracle", "Oracle", oracle),
     )
 
 
-SOURCE, CONTROL = Row("source_only", "Source-only", 37.1), Row("bn_statistics", "Batch statistics alone (control)")
+SOURCE = Row("source_only", "Source-only", 37.1)
+# Nothing is trained: the video's statistics, and half of them with half of the source model's.
+CONTROLS = (Row("bn_statistics", "Batch statistics alone (control)"), Row("alpha_bn", "α-BN, α = 0.5 (control)"))
 ORACLE = Row("oracle", "Oracle", 69.9)
 OBJECTIVES = (
     Row("self_training", "Vanilla self-training", 45.4),
@@ -94,7 +97,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             SOURCE,
-            CONTROL,
+            *CONTROLS,
             *OBJECTIVES,
             Row("stpl", "STPL", 52.5),
             ORACLE,
@@ -105,7 +108,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             SOURCE,
-            CONTROL,
+            *CONTROLS,
             Row("stpl_add", "Element-wise addition", 51.4),
             Row("stpl_conv1x1", "1×1 convolution layer", 51.8),
             Row("stpl_concat", "Concatenation", 52.3),
@@ -118,7 +121,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             Row("source_only", "Source-only", 72.93),
-            CONTROL,
+            *CONTROLS,
             Row("temporal", "Temporal-only CL", 75.84),
             Row("spatial", "Spatial-only CL", 77.68),
             Row("naive", "Naïve T+S CL", 80.91),
@@ -132,7 +135,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             SOURCE,
-            CONTROL,
+            *CONTROLS,
             *OBJECTIVES,
             Row("stpl_add", "STPL, element-wise addition", 51.4),
             Row("stpl_conv1x1", "STPL, 1×1 convolution layer", 51.8),
@@ -145,6 +148,7 @@ TABLES = {
             Row("da_vsn_free", "DA-VSN*", 45.3),
             Row("vat_vst_free", "VAT-VST*", 43.6),
             Row("tps_free", "TPS*", 27.8),
+            Row("tps_free_as_published", "TPS* with its public code's faults", 27.8),
             Row(OURS, "STPL+, ours"),
             ORACLE,
         ),
@@ -154,7 +158,7 @@ TABLES = {
         "configs/synthetic.py",
         (
             Row("source_only", "Source-only"),
-            CONTROL,
+            *CONTROLS,
             Row("stpl", "STPL, float32"),
             Row("stpl_bfloat16", "STPL, bfloat16"),
             Row("oracle", "Oracle"),
@@ -197,7 +201,7 @@ def summarise(rows, runs, compared=OURS):
     Returns:
       List of dicts, one a row: `row`, `label`, `paper`, and for each score `mean`, `std` and `each` over seeds: `miou`,
       `temporal_consistency`, `temporal_consistency_warped`, `best_on_validation`, `over_source`, `over_control`,
-      `gap_closed` (percent), `seconds_per_step`, `iou` (class -> the same); `compared_above`: by
+      `over_blend`, `gap_closed` (percent), `seconds_per_step`, `iou` (class -> the same); `compared_above`: by
       how much the row `compared` is above this one, if it is there.
     """
     lines, there = [], any(row.name == compared for row in rows)
@@ -219,6 +223,7 @@ def summarise(rows, runs, compared=OURS):
                 "best_on_validation": _spread([runs[s][row.name]["best_on_validation"]["miou"] for s in runs]),
                 "over_source": _spread([m - r["source_only"] for m, r in zip(own, references, strict=True)]),
                 "over_control": _spread([m - r["bn_statistics"] for m, r in zip(own, references, strict=True)]),
+                "over_blend": _spread([m - r["alpha_bn"] for m, r in zip(own, references, strict=True)]),
                 "gap_closed": _spread(closed),
                 "temporal_consistency": _spread([scores["temporal_consistency"] for scores in last]),
                 "temporal_consistency_warped": _spread([scores["temporal_consistency_warped"] for scores in last]),
@@ -258,8 +263,10 @@ def markdown(number, lines, seeds, command):
         )
 
     score = ("temporal_consistency", "temporal consistency") if table.score != "miou" else ("miou", "mIoU")
-    head = ("row", f"paper, {score[1]}", "mIoU", "each seed", "best on validation", "to source-only", "to the control")
+    head = ("row", f"paper, {score[1]}", "mIoU", "each seed", "best on validation", "to source-only")
     head += (
+        "to batch statistics",
+        "to α-BN",
         "gap closed, %",
         "temporal consistency",
         "warped",
@@ -275,6 +282,7 @@ def markdown(number, lines, seeds, command):
             cell(line["best_on_validation"]),
             cell(line["over_source"], sign="+"),
             cell(line["over_control"], sign="+"),
+            cell(line["over_blend"], sign="+"),
             cell(line["gap_closed"]),
             cell(line["temporal_consistency"]),
             cell(line["temporal_consistency_warped"]),

@@ -20,7 +20,7 @@ from input_pipeline.files import write_atomically
 
 CONFIG = "configs/synthetic.py"
 # Trained with labels, or not at all: their settings are not part of the comparison.
-_FIXED = ("source_only", "bn_statistics", "oracle")
+_FIXED = ("source_only", "bn_statistics", "alpha_bn", "oracle")
 
 
 def rows():

@@ -21,8 +21,8 @@ def evaluation(miou, consistency=90.0, seconds=0.5):
 @pytest.fixture
 def runs():
     """Two seeds: the gaps from source_only to oracle are 20 and 40 points wide."""
-    mious = {1: (30, 40, 45, 50), 2: (20, 30, 50, 60)}
-    names = ("source_only", "bn_statistics", "stpl", "oracle")
+    mious = {1: (30, 40, 42, 45, 50), 2: (20, 30, 44, 50, 60)}
+    names = ("source_only", "bn_statistics", "alpha_bn", "stpl", "oracle")
     return {s: {n: evaluation(m) for n, m in zip(names, values, strict=True)} for s, values in mious.items()}
 
 
@@ -38,6 +38,7 @@ def test_averages_differences_and_shares(runs):
     assert stpl["miou"] == {"mean": 47.5, "std": pytest.approx(np.sqrt(12.5)), "each": [45, 50]}
     assert stpl["over_source"]["each"] == [15, 30]
     assert stpl["over_control"]["each"] == [5, 20]
+    assert stpl["over_blend"]["each"] == [3, 6]
     assert stpl["gap_closed"]["each"] == [75.0, 75.0]
     assert stpl["gap_closed"]["std"] == 0
     assert (source["gap_closed"]["mean"], oracle["gap_closed"]["mean"]) == (0, 100)
@@ -49,7 +50,8 @@ def test_averages_differences_and_shares(runs):
 def test_the_files_say_the_same(runs):
     lines = tables.summarise(ROWS, runs)
     text = tables.markdown(3, lines, (1, 2), "python -m experiments.tables --table=3")
-    assert "| STPL | 52.5 | 47.5 ± 3.5 | 45.0 50.0 | 49.5 ± 3.5 | +22.5 ± 10.6 | +12.5 ± 10.6 | 75.0 ± 0.0 |" in text
+    over = "+22.5 ± 10.6 | +12.5 ± 10.6 | +4.5 ± 2.1"
+    assert f"| STPL | 52.5 | 47.5 ± 3.5 | 45.0 50.0 | 49.5 ± 3.5 | {over} | 75.0 ± 0.0 |" in text
     assert "| Oracle | - |" in text
     found = {(r["row"], r["score"]): r for r in csv.DictReader(io.StringIO(tables.comma_separated(lines)))}
     assert float(found["stpl", "miou"]["mean"]) == 47.5
