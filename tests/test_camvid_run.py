@@ -17,17 +17,17 @@ from stpl_jax.rows import row_config
 
 
 @pytest.fixture
-def config(tmp_path, small_config, drawn_variables):
+def config(tmp_path, tiny_config, drawn_variables):
     """Five frames of a drive and a source model of 19 classes, trained at another size."""
     write_camvid(tmp_path / "raw", [f"train/0006R0_f{n:05d}.png" for n in (0, 30, 60, 90, 120)])
-    small_config.data.target.size = (32, 64)
+    tiny_config.data.target.size = (32, 64)
     meta = CheckpointMeta(
-        config=json.loads(small_config.to_json_best_effort()),
+        config=json.loads(tiny_config.to_json_best_effort()),
         classes=CLASSES["cityscapes_seq"],
         label_setting="cityscapes_seq",
         row="source_only",
     )
-    checkpoint.save_model(tmp_path / "source", drawn_variables(make_segmenter(small_config.model, 19)), meta)
+    checkpoint.save_model(tmp_path / "source", drawn_variables(make_segmenter(tiny_config.model, 19)), meta)
     config = camvid.get_config()
     config.init_from = str(tmp_path / "source")
     config.data.target.update(raw_dir=str(tmp_path / "raw"), drive="0006R0", size=(24, 32))
