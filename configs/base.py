@@ -30,7 +30,7 @@ def get_config():
     config.compilation_cache = True  # keep compiled programs in the working directory, for resumed and repeated runs
 
     config.data = data = ConfigDict()
-    data.classes = "viper"  # label setting: viper (15 classes), synthia_seq (12) or cityscapes_seq (19)
+    data.classes = "viper"  # label setting: viper (15 classes), synthia_seq (12), cityscapes_seq (19) or camvid (11)
     data.class_names = ()  # the model's classes by name, in place of a label setting's
     data.prepared_dir = placeholder(str)  # default: <workdir>/data
     data.skip_bad = False  # leave out clips with bad files instead of stopping
@@ -42,6 +42,7 @@ def get_config():
         dict(
             name="viper",
             raw_dir=placeholder(str),  # the owner's folder
+            drive=placeholder(str),  # of camvid: 0001TP, 0006R0, 0016E5, 0016E5_dense or Seq05VD
             train_split="train",
             size=(720, 1280),  # (height, width) that frames are resized to
             list=placeholder(str),  # file of clip names that restricts the set
@@ -54,6 +55,7 @@ def get_config():
         dict(
             name="cityscapes_seq",
             raw_dir=placeholder(str),
+            drive=placeholder(str),
             # Of own_video: frames per second within a clip (as recorded, at most 30, if not set); most clips to adapt
             # on; and the share of each video, at its end, that is held out.
             frames_per_second=placeholder(float),

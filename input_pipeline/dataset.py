@@ -49,11 +49,13 @@ class Dataset:
         in a split without labels.
       flow_name: (video, number of the current frame, of the earlier one) -> name of the `.npy` file with that flow.
       splits: {name: whether it has labels}.
+      drives: names of the drives of which a set (`DatasetSpec`) reads one; empty where it reads all that there is.
       rows_kept: raw height -> rows kept, counted from the top.
       mistaken: folders that are taken for those above, {name: what it holds}, for errors.
       labels: what a label file is called below its folder, for errors.
       label_files: what a label file has to be, for errors.
       ids_are_red: whether ids lie in the red channel; otherwise a label file has one channel.
+      id_of_colour: {RGB: id}, where a label file may also be a picture in the owner's colours.
       ids: {id that label files may hold: the owner's name of it}; any other is a broken file.
       ids_name: what this numbering is called, for errors.
       ego_id: id of cars where the recording car itself is labelled so and has to be ignored, else None.
@@ -71,11 +73,13 @@ class Dataset:
     list_clips: Callable
     flow_name: Callable
     splits: Mapping[str, bool] = dataclasses.field(default_factory=lambda: {"train": True, "val": True})
+    drives: tuple[str, ...] = ()
     rows_kept: Callable = lambda height: height
     mistaken: Mapping[str, str] = dataclasses.field(default_factory=dict)
     labels: str = ""
     label_files: str = ""
     ids_are_red: bool = False
+    id_of_colour: Mapping[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
     ids: Mapping[int, str] = dataclasses.field(default_factory=dict)
     ids_name: str = ""
     ego_id: int | None = None
@@ -136,14 +140,14 @@ def find_labels(folder, pattern, name):
     return [(path, match) for path in paths if (match := name.fullmatch(path.name))]
 
 
-def flows_of(spec, dataset, video, number, folders):
+def flows_of(spec, dataset, video, numbers, folders):
     """Finds the flow files of one clip.
 
     Args:
       spec: `DatasetSpec`.
       dataset: the `Dataset`, which names them.
       video: what frame numbers are counted in, such as `001` or `frankfurt_000000`.
-      number: frame number of x_t.
+      numbers: {offset: number of that frame}.
       folders: folders that may hold the files, the preferred first.
 
     Returns:
@@ -152,7 +156,7 @@ def flows_of(spec, dataset, video, number, folders):
     """
     flows = {}
     for a, b in spec.flow_pairs if spec.flow_source == "precomputed" else ():
-        name = dataset.flow_name(video, number - a, number - b)
+        name = dataset.flow_name(video, numbers[a], numbers[b])
         stem = Path(name).stem
         names = (name, f"{stem}.flo", f"{stem.removesuffix('_int16_x10')}.flo")
         places = (folder / candidate for folder in folders for candidate in names)
@@ -179,8 +183,9 @@ def labelled_clips(spec, dataset, pattern, label, suffix, frame_stem):
     for images, ids in dataset.folders(spec):
         for path, match in find_labels(ids, pattern, label):
             video, number = match[1], int(match[2])
-            frames = {k: find(images / path.parent.name, frame_stem(video, number - k)) for k in spec.offsets}
-            flows = flows_of(spec, dataset, video, number, flow_dirs)
+            numbers = {k: number - k for k in spec.offsets}
+            frames = {k: find(images / path.parent.name, frame_stem(video, n)) for k, n in numbers.items()}
+            flows = flows_of(spec, dataset, video, numbers, flow_dirs)
             clips.append(ClipFiles(f"{video}_{match[2]}", path, frames, flows))
     return clips
 

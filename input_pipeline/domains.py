@@ -6,6 +6,7 @@ from pathlib import Path
 from input_pipeline import labels, optical_flow, run_folder
 from input_pipeline.builders import checks
 from input_pipeline.clips import open_clips
+from input_pipeline.datasets import DATASETS
 from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.own_video.ingest import IngestSettings, ingest
@@ -60,6 +61,12 @@ def domain_spec(config, domain, needs=None, workdir=""):
             f"config.data.{key}.{name} is not set: it names the folder of the flow files that config.flow.files=read "
             f"reads. Set --config.data.{key}.{name}=FOLDER, or --config.flow.files=none. {HOW_TO}"
         )
+    drives = DATASETS[section.name].drives
+    if drives and not section.drive:
+        raise UserError(
+            f"config.data.{key}.drive is not set, and {section.name} is read one drive at a time. Set "
+            f"--config.data.{key}.drive to one of {', '.join(drives)}."
+        )
     split = section.val_split if val else section.train_split
     setting = labels.setting_of(section.name, split, config.data.classes)
     if setting is None and needs and needs.labels:
@@ -86,6 +93,7 @@ def domain_spec(config, domain, needs=None, workdir=""):
         flow_scale=config.flow.scale,
         list_file=str(expand((section.val_list if val else section.list) or "")),
         skip_bad=config.data.skip_bad,
+        drive=section.drive or "",
     )
     if val and files == "read" and not _measures_consistency(config, workdir, spec):
         return dataclasses.replace(spec, offsets=SCORED_OFFSETS[:2], flow_pairs=SCORED_PAIRS[:1])

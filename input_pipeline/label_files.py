@@ -1,7 +1,8 @@
 """The one reader of label files: class ids as their owners number them, and nothing that only looks like ids.
 
-Nothing is converted on the way: a picture of colours, an alpha channel, a turned or lossy file is refused with what it
-is. Indices of a palette are ids where the palette is one that goes with ids (see `palette_fault`).
+Nothing is guessed on the way: a picture of colours (unless its owner writes labels so), an alpha channel, a turned or
+lossy file is refused with what it is. Indices of a palette are ids where the palette is one that goes with ids (see
+`palette_fault`).
 """
 
 import collections
@@ -12,7 +13,7 @@ import numpy as np
 
 from input_pipeline import images, labels
 from input_pipeline.datasets import DATASETS
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, capped
 
 _CLASS_OF_COLOUR = {colour: name for name, colour in labels.PALETTE.items()}
 # Instances in Cityscapes' *_instanceIds.png: id * 1000 + number of the object.
@@ -24,7 +25,8 @@ def read_ids(path, dataset):
 
     Args:
       path: PNG file: one channel of 8 bits (or of 16 with values up to 255), grey or with a palette whose indices are
-        ids; where the set's `ids_are_red`, three or four channels of 8 or 16 bits, of which the red one is the class.
+        ids; where the set's `ids_are_red`, three or four channels of 8 or 16 bits, of which the red one is the class;
+        where the set has `id_of_colour`, also RGB in these colours.
       dataset: name of a data set.
 
     Returns:
@@ -43,7 +45,11 @@ def read_ids(path, dataset):
             f"{path}: a label with EXIF orientation {stored.orientation}; labels are not turned. Save it upright, "
             "without that tag."
         )
-    return (_read_red if DATASETS[dataset].ids_are_red else _read_grey)(path, stored, dataset)
+    if DATASETS[dataset].ids_are_red:
+        return _read_red(path, stored, dataset)
+    if DATASETS[dataset].id_of_colour and stored.image.mode == "RGB":
+        return _read_colours(path, stored, dataset)
+    return _read_grey(path, stored, dataset)
 
 
 def _read_grey(path, stored, dataset):
@@ -76,6 +82,20 @@ def _read_red(path, stored, dataset):
     if pixels is None or pixels.ndim != 3:
         raise UserError(f"{path}: a PNG file that OpenCV does not decode as colours. {expected}")
     return _narrow(path, pixels[..., 2], dataset, expected)
+
+
+def _read_colours(path, stored, dataset):
+    id_of = {red << 16 | green << 8 | blue: i for (red, green, blue), i in DATASETS[dataset].id_of_colour.items()}
+    red, green, blue = np.moveaxis(np.asarray(stored.image, np.int32), -1, 0)
+    colours, where, counts = np.unique(red << 16 | green << 8 | blue, return_inverse=True, return_counts=True)
+    unknown = [(c >> 16, c >> 8 & 255, c & 255) for c in colours.tolist() if c not in id_of]
+    if unknown:
+        share = counts[~np.isin(colours, list(id_of))].sum() / counts.sum()
+        raise UserError(
+            f"{path}: {share:.2%} of the pixels have colours (RGB) that are no class of {dataset}: "
+            f"{', '.join(capped(map(str, unknown), 5))}. Expected {DATASETS[dataset].label_files}."
+        )
+    return np.array([id_of[c] for c in colours.tolist()], np.uint8)[where].reshape(red.shape)
 
 
 def _narrow(path, values, dataset, expected):

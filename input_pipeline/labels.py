@@ -1,8 +1,8 @@
 """From a data set's ids to train ids, and the classes, colours and scored classes of a label setting.
 
 A *label setting* is the list of classes that a model is trained on, and has the name of the data set whose classes they
-are: `viper` has 15, `synthia_seq` has 12, `cityscapes_seq` has 19. Cityscapes-Seq carries labels for all of them. A
-train id is an index into the setting's class list; 255 is ignored everywhere.
+are: `viper` has 15, `synthia_seq` has 12, `cityscapes_seq` has 19, `camvid` has 11. Cityscapes-Seq carries labels for
+the first three. A train id is an index into the setting's class list; 255 is ignored everywhere.
 """
 
 import colorsys

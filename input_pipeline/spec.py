@@ -39,6 +39,7 @@ class DatasetSpec:
       flow_scale: how values scale when precomputed flow is resized: `align_corners` or `public` (see `resize_flow`).
       list_file: restricts the set to the frames it names, one a line; empty for all labelled frames.
       skip_bad: leaves clips with bad files out instead of stopping.
+      drive: the drive that is read, of a set that has several (its `drives`); else empty.
 
     Raises:
       UserError: a value is unknown, or two do not fit together.
@@ -58,6 +59,7 @@ class DatasetSpec:
     flow_scale: str = "align_corners"
     list_file: str = ""
     skip_bad: bool = False
+    drive: str = ""
 
     def __post_init__(self):
         # Configs and JSON give lists; tuples make equal specs compare equal.
@@ -68,6 +70,8 @@ class DatasetSpec:
         _expect(self.name in DATASETS, "name", self.name, f"one of {', '.join(DATASETS)}")
         splits = DATASETS[self.name].splits
         _expect(self.split in splits, "split", self.split, f"one of {', '.join(splits)}")
+        drives = DATASETS[self.name].drives
+        _expect(self.drive in (drives or ("",)), "drive", self.drive, f"one of {', '.join(drives) or repr('')}")
         if splits[self.split]:
             labels.train_id_table(self.name, self.classes)
         else:
@@ -131,8 +135,9 @@ def _settings(spec):
     if spec.flow_source != "precomputed":
         # Without files to read, how they would scale changes nothing.
         del values["flow_scale"]
-    if not spec.flow_estimator:
-        del values["flow_estimator"]
+    for optional in ("flow_estimator", "drive"):
+        if not values[optional]:
+            del values[optional]
     return values | {"version": VERSION}
 
 

@@ -174,6 +174,7 @@ RULES = {
     "data.class_names": each(TEXT),
     "data.crop": each(whole(0), 2),
     "data.*.name": name_in(DATASETS),
+    "data.*.drive": optional(one_of(*(drive for dataset in DATASETS.values() for drive in dataset.drives))),
     "data.target.fit": FLAG,
     "data.target.frames_per_second": optional(RATE),
     "data.target.max_clips": COUNT,

@@ -21,7 +21,7 @@ def list_film(spec):
             f"film_{n:03}",
             None,
             {k: paths[n - k] for k in spec.offsets},
-            flows_of(spec, FILM, "f", n, flow_folders(spec)),
+            flows_of(spec, FILM, "f", {k: n - k for k in spec.offsets}, flow_folders(spec)),
         )
         for n in sorted(paths)
         if n >= max(spec.offsets)

@@ -120,3 +120,39 @@ def write_cityscapes_seq(
         _save(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", label_ids((c, number), size, ids))
         names.append(name)
     return sorted(names)
+
+
+def write_camvid(root, frames, *, size=(36, 48), ids=(0, 1, 3, 4, 5, 8), owners=False):
+    """Writes CamVid: the copy's layout with ids, or the owners' with colours.
+
+    Args:
+      root: folder to write to.
+      frames: names of frames with their endings, such as `0006R0_f00930.png`; in the copy's layout with their folder,
+        such as `val/0016E5_07959.jpg`.
+      size: (height, width).
+      ids: ids that labels are made of.
+      owners: whether to write the owners' layout; the classes of `ids` are then those of `CAMVID_COLOURS`.
+
+    Returns:
+      {name of the frame without folder and ending: `[H, W]` uint8 ids of its label}.
+    """
+    root, written = Path(root), {}
+    for seed, frame in enumerate(map(Path, frames)):
+        labels = written[frame.stem] = label_ids(seed, size, ids)
+        if owners:
+            _save(root / "701_StillsRaw_full" / frame, frame_pixels(seed, size))
+            _save(root / "LabeledApproved_full" / f"{frame.stem}_L.png", CAMVID_COLOURS[labels])
+        else:
+            _save(root / frame, frame_pixels(seed, size))
+            _save(root / f"{frame.parent}annot" / f"{frame.stem}.png", labels)
+    return written
+
+
+# Of the owners' classes sky, building, pole, road, sidewalk, tree, sign, fence, car, pedestrian, bicyclist and void.
+CAMVID_COLOURS = np.array(
+    [
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128),
+        (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 0),
+    ],
+    np.uint8,
+)  # fmt: skip

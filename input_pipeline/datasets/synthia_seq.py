@@ -59,8 +59,9 @@ def list_clips(spec):
         for number, path in numbered:
             if number - max(spec.offsets) < first:
                 continue
-            frames = {k: find(images, f"{number - k:0{len(path.stem)}d}") for k in spec.offsets}
-            flows = flows_of(spec, SYNTHIA_SEQ, sequence.name, number, flow_dirs)
+            numbers = {k: number - k for k in spec.offsets}
+            frames = {k: find(images, f"{n:0{len(path.stem)}d}") for k, n in numbers.items()}
+            flows = flows_of(spec, SYNTHIA_SEQ, sequence.name, numbers, flow_dirs)
             clips.append(ClipFiles(f"{sequence.name}_{path.stem}", path, frames, flows))
     return clips
 

@@ -29,10 +29,16 @@ CITYSCAPES = [
     ("person", 11), ("rider", 12), ("car", 13), ("truck", 14), ("bus", 15), ("caravan", 255), ("trailer", 255),
     ("train", 16), ("motorcycle", 17), ("bicycle", 18),
 ]  # fmt: skip
+# Scripts/test_segmentation_camvid.py of the SegNet tutorial: names of the ids of its copy, and their colours.
+CAMVID = {
+    "sky": 0x808080, "building": 0x800000, "pole": 0xC0C080, "road": 0x804080, "sidewalk": 0x3C28DE, "tree": 0x808000,
+    "sign": 0xC08080, "fence": 0x404080, "car": 0x400080, "pedestrian": 0x404000, "bicyclist": 0x0080C0,
+}  # fmt: skip
 NAMES = {
     "viper": dict(enumerate(VIPER)),
     "synthia_seq": dict(enumerate(SYNTHIA)),
     "cityscapes_seq": {i: name for i, (name, _) in enumerate(CITYSCAPES)} | {255: "license plate"},
+    "camvid": dict(enumerate((*CAMVID, "void"))),
 }
 # What each id becomes: the class tables of the public DA-VSN code, as (train id, class, ids).
 VIPER_TO_VIPER = [
@@ -61,6 +67,7 @@ TABLES = {
     ("cityscapes_seq", "cityscapes_seq"): [
         (train_id, name.removeprefix("traffic "), i) for i, (name, train_id) in enumerate(CITYSCAPES) if train_id < 255
     ],
+    ("camvid", "camvid"): [(i, name, i) for i, name in enumerate(CAMVID)],
 }
 # The colours that the owners of Cityscapes publish.
 COLOURS = {
@@ -69,7 +76,7 @@ COLOURS = {
     "person": 0xDC143C, "rider": 0xFF0000, "car": 0x00008E, "truck": 0x000046, "bus": 0x003C64, "train": 0x005064,
     "motorcycle": 0x0000E6, "bicycle": 0x770B20,
 }  # fmt: skip
-NOT_SCORED = {"viper": (), "synthia_seq": ("fence",), "cityscapes_seq": ()}
+NOT_SCORED = {"viper": (), "synthia_seq": ("fence",), "cityscapes_seq": (), "camvid": ()}
 
 
 def differing(name):
@@ -87,7 +94,8 @@ def differing(name):
     if labels.evaluated_classes(name).tolist() != scored:
         found.append("scored classes")
     painted = labels.colour_table(dataset.classes, name)[: len(dataset.classes)].tolist()
-    if painted != [list(COLOURS[label].to_bytes(3)) for label in dataset.classes]:
+    colours = CAMVID if name == "camvid" else COLOURS
+    if painted != [list(colours[label].to_bytes(3)) for label in dataset.classes]:
         found.append("colours")
     return found
 

@@ -1,0 +1,31 @@
+"""One drive of CamVid, real video: adapted on its first half, scored on its second, from public Cityscapes weights.
+
+python main.py --config=configs/camvid.py --workdir=runs/0001TP --config.init_from=CHECKPOINT \\
+    --config.data.target.raw_dir=CAMVID --config.data.target.drive=0001TP
+
+Network and classes come from the checkpoint. Frames are read at the size of the widely used copy; a larger one is
+--config.data.target.size="(544, 720)". No source data is read.
+"""
+
+from configs import base
+
+
+def get_config():
+    """Builds the settings for a drive of CamVid."""
+    config = base.get_config()
+    config.from_checkpoint = True
+    config.cpu_devices = 2
+    config.clips_per_device = 2
+    config.method = "stpl_plus"
+    config.compare_with = ("source_only", "bn_statistics", "alpha_bn")
+    config.data.target.name = "camvid"
+    config.data.target.drive = "0001TP"
+    config.data.target.size = (360, 480)
+    config.optim.learning_rate = 1e-4
+    config.optim.steps = config.optim.decay_steps = 100
+    config.optim.clip_norm = 5.0
+    config.batch_norm.average_over = "clean"
+    config.evaluate.every = 0
+    config.checkpoint.every = 50
+    config.log_every = 10
+    return config
