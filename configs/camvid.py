@@ -7,7 +7,28 @@ Network and classes come from the checkpoint. Frames are read at the size of the
 --config.data.target.size="(544, 720)". No source data is read.
 """
 
+from ml_collections import ConfigDict
+
 from configs import base
+
+# Of the rows that learn, by benchmarks/real.py --tune: the same tries for every row, on the drive 0006R0.
+LEARNING_RATES = dict.fromkeys(
+    (
+        "self_training",
+        "duplicate",
+        "temporal",
+        "spatial",
+        "naive",
+        "ur",
+        "hcl",
+        "da_vsn_free",
+        "vat_vst_free",
+        "tps_free",
+        "stpl",
+        "stpl_plus",
+    ),
+    1e-4,
+)
 
 
 def get_config():
@@ -28,4 +49,11 @@ def get_config():
     config.evaluate.every = 0
     config.checkpoint.every = 50
     config.log_every = 10
+    config.rows.update({name: dict(optim=dict(learning_rate=rate)) for name, rate in LEARNING_RATES.items()})
+    # Statistics alone: each pass over a drive's first half takes 13 to 26 steps.
+    for name in ("bn_statistics", "alpha_bn"):
+        config.rows[name] = ConfigDict(dict(optim=dict(steps=30)))
+    for percent in (25, 75):
+        alpha = dict(alpha_bn=dict(alpha=percent / 100))
+        config.rows[f"alpha_bn_{percent}"] = ConfigDict(dict(method="alpha_bn", optim=dict(steps=30), methods=alpha))
     return config
