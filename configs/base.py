@@ -182,6 +182,7 @@ def get_config():
     config.methods.ur = ConfigDict(  # Uncertainty Reduction, CVPR 2021; values of its public code
         dict(
             proportion=0.2,  # share of each class's pixels that reaches the class's threshold
+            pseudo_labels="source",  # network that makes them: source, or current, the one that is trained
             label_statistics="running",  # what normalises while labels are made: running, or batch, as batch_norm says
             view=dict(  # of the clip, that the network is trained on
                 scale=(0.5, 1.5),  # smallest and largest factor of the frame's size

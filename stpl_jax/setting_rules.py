@@ -215,6 +215,7 @@ RULES = {
     "methods.ur.view.scale": rising(RATE),
     "methods.ur.view.crop": each(number(above=0, high=1), 2),
     "methods.hcl.pseudo_labels": one_of(*LABELLERS),
+    "methods.ur.pseudo_labels": one_of("source", "current"),
     "methods.fda.beta": number(above=0, high=0.5),
     "methods.pixmatch.crop.size": each(number(above=0, high=1), 2),
     "methods.pixmatch.crop.scale": rising(number(above=0, high=1)),

@@ -8,8 +8,10 @@ features without half their channels: a network that is certain still agrees wit
 
 Weights and details are the public code's, with these differences.
 
-- Pseudo-labels are made in each step, by the network of the moment, with thresholds over the device's clips, from all
-  their confidences; there they are made once, over the whole set, from every tenth confidence of each class.
+- Pseudo-labels are the source model's as there, but made in each step, with thresholds over the device's clips, from
+  all their confidences; there they are made once, over the whole set, from every tenth confidence of each class.
+  `pseudo_labels=current`, the network of the moment, is ours: its running averages are those of views that are black in
+  part, and what it labels by them gets worse from step to step.
 - Predictions are those of the video network, from two frames, which share one view; decoders see x_t alone. All terms
   are at feature resolution, labels too; there at the frames'.
 - Where a scaled frame is smaller than the view, the rest is black, as there, and enters batch normalisation's
@@ -57,7 +59,10 @@ class UR(Method):
         channels, dtype = self.segmenter.channels(variables).main, self.segmenter.param_dtype
         features, masks = jnp.zeros((1, 8, 8, channels), dtype), jnp.ones((self.settings.decoders, 1, channels), dtype)
         decoders = self.decoders.init(key, features, masks)["params"]
-        return {"network": {"segmenter": variables["params"], "decoders": decoders}}, None
+        # Copies: a donated state must not hold one buffer twice.
+        source = {name: jax.tree.map(jnp.copy, variables[name]) for name in ("params", "batch_stats")}
+        kept = {"source": source} if self.settings.pseudo_labels == "source" else None
+        return {"network": {"segmenter": variables["params"], "decoders": decoders}}, kept
 
     def optimisers(self, settings):
         decoders = (r"^decoders/", self.settings.decoder_multiplier)
@@ -67,13 +72,15 @@ class UR(Method):
         data, network = batch["target"], params["network"]
         view_key, dropout_key = jax.random.split(key)
 
-        def look(run, frames, flow, *options):
-            return run(self.config, self.segmenter, network["segmenter"], state.batch_stats, frames, flow, *options)
+        def look(run, params, batch_stats, frames, flow, *options):
+            return run(self.config, self.segmenter, params, batch_stats, frames, flow, *options)
 
-        labelled = look(label_scores, data["frames"], data["flow"], self.settings.label_statistics)
+        current = (network["segmenter"], state.batch_stats)
+        labeller = current if state.extra is None else (state.extra["source"][n] for n in ("params", "batch_stats"))
+        labelled = look(label_scores, *labeller, data["frames"], data["flow"], self.settings.label_statistics)
         labels = self.pseudo_labels(sum(jax.nn.softmax(scores.main, -1) for scores in labelled) / 2)
         views, frames, flow = self.views(data, view_key)
-        features, scores, stats = look(clip_predictions, frames, flow)
+        features, scores, stats = look(clip_predictions, *current, frames, flow)
         decoded = self.decode(network["decoders"], features.main, data["index"], dropout_key)  # [decoders, B, h, w, K]
 
         sizes, scored = (data["frames"].shape[2:4], frames.shape[2:4]), scores.main.shape[1:3]

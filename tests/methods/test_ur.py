@@ -1,5 +1,7 @@
 """UR: the whole loss and its gradient against PyTorch in float64, and real steps on two devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,10 +242,33 @@ def test_three_steps_on_two_devices(small_config, small_segmenter, small_variabl
     assert list(method.needs) == ["target"] and not method.needs["target"].labels
     batches = [{"target": small_clips(4, seed=seed)} for seed in range(3)]
     states, metrics = states_of_steps(method, small_config.optim, small_variables, batches)
-    assert states[-1].step == 3 and states[-1].extra is None
+    assert states[-1].step == 3
+    # What labels is the source model, whatever training makes of the network.
+    kept = states[-1].extra["source"]
+    jax.tree.map(np.testing.assert_array_equal, kept["params"], dict(small_variables["params"]))
+    jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], dict(small_variables["batch_stats"]))
     network = states[0].params["network"]
     assert sorted(network["decoders"]) == [f"decoder_{i}" for i in range(4)]
     trained = {n for n in names(network) if not is_batch_norm(n) and not n.startswith("segmenter/layer5/")}
     assert changed(network, states[-1].params["network"]) == trained
     assert changed(states[0].batch_stats, states[-1].batch_stats) == names(states[0].batch_stats)
     assert all(0 < seen["labelled"] < 1 for seen in metrics)
+
+
+def test_the_network_that_labels(small_config, small_segmenter, small_variables, small_clips):
+    small_config.method = "ur"
+    data = {"target": small_clips(2, seed=3)}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def labelled(labeller, params):
+        small_config.methods.ur.pseudo_labels = labeller
+        method = make_method(small_config, small_segmenter)
+        network, kept = method.init(KEY, small_variables)
+        network = {"network": network["network"] | {"segmenter": params}}
+        state = TrainState(0, network, small_variables["batch_stats"], {}, kept)
+        return method.loss(network, state, data, KEY)[1].metrics["labelled"]
+
+    source = small_variables["params"]
+    other = jax.tree.map(lambda leaf: leaf * np.float32(0.3), source)
+    assert labelled("source", other) == labelled("source", source) == labelled("current", source)
+    assert labelled("current", other) != labelled("current", source)
