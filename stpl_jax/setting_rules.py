@@ -196,6 +196,8 @@ RULES = {
     "model.espnet.[pq]": COUNT,
     "model.espnet.widths": each(whole(5), 3),
     "model.espnet.reinforced_skip": FLAG,
+    "model.espnet.mean": each(number(0, 255), 3),
+    "model.espnet.deviation": each(RATE, 3),
     "model.dtype": one_of("float32", "bfloat16"),
     "model.backbone.remat": one_of(*REMAT),
     "model.fusion.propagation": one_of(*PROPAGATIONS),

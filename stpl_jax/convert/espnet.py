@@ -17,10 +17,13 @@ from stpl_jax.models.network import initial_variables
 
 # Names that tell it, see `containers.state_dict_of`.
 KNOWN = ("encoder.level1.conv.weight", "combine_l2_l3.1.c1.conv.weight")
-# Classes of the public files, whose last output means void, and the (height, width) they were trained at.
+# Classes of the public files, whose last output means void.
 CITYSCAPES = CLASSES["cityscapes_seq"]
 CAMVID = ("sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
-SIZES = {CITYSCAPES: (512, 1024), CAMVID: (360, 480)}
+# What the weights do not show. Of CamVid's the public code has no mean and deviation: these are those of the 367 frames
+# of its training split, by the rule of train/loadData.py.
+CAMVID_INPUT = dict(mean=(110.199036, 108.33665, 104.95334), deviation=(72.020706, 72.55117, 69.83312))
+CAMVID_SIZE = (360, 480)
 
 
 def keys_of(p, q):
@@ -122,7 +125,9 @@ def convert(state_dict, classes, make_config, every=False):
 
     def defaults():
         config = base.get_config()
-        config.data.target.size = SIZES.get(names, config.data.target.size)
+        if names == CAMVID:
+            config.data.target.size = CAMVID_SIZE
+            config.model.espnet.update(CAMVID_INPUT)
         return config
 
     config = make_config(setting, defaults)

@@ -29,28 +29,26 @@ from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier
 from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.dtypes import compute_dtype
 
-# Of Cityscapes, 0-255. Mean and deviation are followed by a division by 255, as the weights were trained.
-MEAN_BGR = (72.3923111, 82.90893555, 73.15840149)
-DEVIATION_BGR = (45.3192215, 46.15289307, 44.91483307)
 EPSILON = 1e-3
 DILATIONS = (1, 2, 4, 8, 16)
 # Fewer outputs leave the decoder's ESP block, which splits them in five, without a channel.
 FEWEST_OUTPUTS = len(DILATIONS)
 
 
-def normalise_images(rgb, dtype=jnp.float32):
+def normalise_images(rgb, dtype, mean, deviation):
     """Turns RGB images of 0-255 into what the network takes: BGR, (x - mean) / deviation / 255.
 
     Args:
       rgb: `[..., 3]`, uint8 or float.
       dtype: type of the result.
+      mean, deviation: of each channel, BGR, 0-255.
 
     Returns:
       `[..., 3]`.
     """
     bgr = rgb[..., ::-1].astype(compute_dtype(dtype))
     mean, deviation = (
-        jnp.asarray(values, bgr.dtype).reshape((1,) * (bgr.ndim - 1) + (3,)) for values in (MEAN_BGR, DEVIATION_BGR)
+        jnp.asarray(values, bgr.dtype).reshape((1,) * (bgr.ndim - 1) + (3,)) for values in (mean, deviation)
     )
     return ((bgr - mean) / deviation / 255).astype(dtype)
 
@@ -226,9 +224,12 @@ class ESPNet(_Layers):
       p, q: residual ESP blocks of the second and of the third level.
       widths: channels of the three levels.
       reinforced_skip: whether the decoder takes the first level's features with the image beside them.
+      mean, deviation: see `normalise_images`.
     """
 
     num_classes: int
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
     p: int = 2
     q: int = 8
     widths: tuple[int, int, int] = (16, 64, 128)
@@ -280,7 +281,7 @@ def as_network(module):
     return Network(
         num_classes=module.num_classes,
         initial=initial,
-        normalise=normalise_images,
+        normalise=functools.partial(normalise_images, mean=module.mean, deviation=module.deviation),
         backbone=backbone,
         main_classifier=lambda params, decoded: module.apply({"params": params}, decoded, method="classify"),
         blends_statistics=True,
@@ -313,6 +314,8 @@ def make_espnet(model, num_classes, sync_axis=None):
             q=settings["q"],
             widths=tuple(settings["widths"]),
             reinforced_skip=settings["reinforced_skip"],
+            mean=tuple(settings["mean"]),
+            deviation=tuple(settings["deviation"]),
             sync_axis=sync_axis,
             dtype=jnp.dtype(model["dtype"]),
             param_dtype=jnp.float32,

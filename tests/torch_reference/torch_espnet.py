@@ -11,10 +11,10 @@ DEVIATION_BGR = (45.3192215, 46.15289307, 44.91483307)
 DILATIONS = (1, 2, 4, 8, 16)
 
 
-def normalise(rgb, dtype=torch.float32):
+def normalise(rgb, dtype=torch.float32, mean=MEAN_BGR, deviation=DEVIATION_BGR):
     """`[B, H, W, 3]` RGB of 0-255 to what the network takes, `[B, 3, H, W]`."""
     bgr = torch.as_tensor(rgb).to(dtype).flip(-1)
-    scaled = (bgr - torch.tensor(MEAN_BGR, dtype=dtype)) / torch.tensor(DEVIATION_BGR, dtype=dtype) / 255
+    scaled = (bgr - torch.tensor(mean, dtype=dtype)) / torch.tensor(deviation, dtype=dtype) / 255
     return scaled.permute(0, 3, 1, 2).contiguous()
 
 
