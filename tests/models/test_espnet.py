@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 from torch_reference.torch_espnet import TorchESPNet, draw_weights, normalise
 
 from input_pipeline.errors import UserError
@@ -18,7 +20,7 @@ from stpl_jax.convert.torch_files import read_state_dict
 from stpl_jax.evaluate import segment_clips
 from stpl_jax.forward import extract, frames_first
 from stpl_jax.methods import make_method
-from stpl_jax.models import make_segmenter
+from stpl_jax.models import make_segmenter, with_frame_statistics
 from stpl_jax.models.espnet import ESPNet, as_network
 from stpl_jax.models.network import initial_variables
 from stpl_jax.optim import parameter_path
@@ -110,6 +112,25 @@ def test_each_group_has_its_statistics_and_moves_the_averages_in_the_decoder_too
         layer = functools.reduce(dict.__getitem__, place, stats)
         np.testing.assert_allclose(layer["mean"], state[f"{name}.running_mean"].numpy(), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(layer["var"], state[f"{name}.running_var"].numpy(), rtol=1e-9)
+
+
+def test_inference_blends_each_frames_statistics_with_the_running_ones(x64, network):
+    module, ours, variables = network
+    frames, share = drawn(SIZE, 1, 1, seed=2), 0.3
+
+    def blended(layer, inputs, _):
+        (x,) = inputs
+        mean = (1 - share) * layer.running_mean + share * x.mean((0, 2, 3))
+        var = (1 - share) * layer.running_var + share * x.var((0, 2, 3), unbiased=False)
+        return functional.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0, layer.eps)
+
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(blended)
+    _, scores, _ = of_torch(module, frames, False)
+    _, found, _ = run(with_frame_statistics(ours, share), variables, frames, False)
+    np.testing.assert_allclose(found, scores[..., :-1], rtol=1e-8, atol=1e-8)
 
 
 def test_sizes_that_are_no_multiples_of_eight(x64, network):
