@@ -19,7 +19,7 @@ from stpl_jax.models.network import initial_variables
 KNOWN = ("encoder.level1.conv.weight", "combine_l2_l3.1.c1.conv.weight")
 # Classes of the public files, whose last output means void.
 CITYSCAPES = CLASSES["cityscapes_seq"]
-CAMVID = ("sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+CAMVID = CLASSES["camvid"]
 # What the weights do not show. Of CamVid's the public code has no mean and deviation: these are those of the 367 frames
 # of its training split, by the rule of train/loadData.py.
 CAMVID_INPUT = dict(mean=(110.199036, 108.33665, 104.95334), deviation=(72.020706, 72.55117, 69.83312))
@@ -119,9 +119,6 @@ def convert(state_dict, classes, make_config, every=False):
     """
     settings, outputs = measure({name: array.shape for name, array in state_dict.arrays.items()})
     setting, names = class_names(classes, outputs - 1)
-    if classes is None and len(names) == len(CAMVID):
-        names = CAMVID
-        setting = next((setting for setting, known in CLASSES.items() if known == CAMVID), None)
 
     def defaults():
         config = base.get_config()
