@@ -17,6 +17,7 @@ from benchmarks.program_cost import products_flop, program_bytes
 from stpl_jax import parallel
 from stpl_jax.forward import extract, flow_on_grid, frames_first
 from stpl_jax.losses.contrastive import pixel_contrast
+from stpl_jax.models.network import PerClassifier
 
 # Stages that make up the step; the others are parts of one of them.
 WHOLE = ("augmentation", "backbone, forward and backward", "pseudo-labels", "fusion to loss, both ways", "optimiser")
@@ -49,7 +50,7 @@ def stages(method, optimisers, state, data):
 
     def pseudo_labels(params, clean, flow):
         flows = flow_on_grid(flow, clean.shape[2:4], method.config.flow.scale)
-        return *method.pseudo_labels(params, clean, flow[:, 0]), flows
+        return *method.pseudo_labels(params, PerClassifier(clean), flow[:, 0]), flows
 
     def head(network, features, flows, index, labels, mask):
         def loss(parts, features):

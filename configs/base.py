@@ -89,11 +89,11 @@ def get_config():
     config.flow.scale = "align_corners"  # how resizing scales flow; public: as DA-VSN and TPS do, about 1.4% off
 
     config.model = model = ConfigDict()
-    model.name = "accel"  # a name in stpl_jax/models/__init__.py; what follows is that network's
-    model.classifier_dilations = (6, 12, 18, 24)
+    model.name = "accel"  # a name in stpl_jax/models/__init__.py
     model.dtype = "float32"  # of the backbone's arithmetic
     # How x_{t-1}'s scores come to x_t, to be fused: warp, or splat (DA-VSN's code: nearest pixel, holes are 0).
     model.fusion = ConfigDict(dict(propagation="warp"))
+    model.classifier_dilations = (6, 12, 18, 24)  # of accel, as model.backbone
     model.backbone = ConfigDict(
         dict(
             blocks=(3, 4, 23, 3),  # ResNet-101
@@ -105,6 +105,17 @@ def get_config():
             stem_kernel=7,
             stem_pool=True,
             remat="convolutions",  # what is computed again for the backward pass: none, convolutions (all else), narrow
+        )
+    )
+
+    model.espnet = ConfigDict(
+        dict(
+            p=2,  # residual blocks of the second level
+            q=8,  # and of the third
+            widths=(16, 64, 128),  # channels of the three levels
+            reinforced_skip=False,  # the decoder takes the first level with the image beside it; it depends on the file
+            mean=(72.3923111, 82.90893555, 73.15840149),  # BGR, 0-255, of the images that it was trained on: Cityscapes
+            deviation=(45.3192215, 46.15289307, 44.91483307),
         )
     )
 

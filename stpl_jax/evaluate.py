@@ -11,7 +11,6 @@ from stpl_jax import parallel
 from stpl_jax.forward import flow_on_grid, frames_first
 from stpl_jax.metrics.segmentation import confusion_matrix, iou, mean_iou
 from stpl_jax.metrics.temporal_consistency import ConsistencyCounts, consistency_counts, consistency_shares
-from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.resize import argmax_resized
 
 
@@ -65,7 +64,7 @@ def segment_clips(segmenter, variables, frames, flow, flow_scale):
     """
     params = variables["params"]
     features, _ = segmenter.features(variables, frames_first(frames))  # [T, B, h, w, C]
-    scores = segmenter.classify(params, PerClassifier(features.main)).main  # [T, B, h', w', K]
+    scores = segmenter.classify(params, features.replace(auxiliary=None)).main  # [T, B, h', w', K]
     flow = flow_on_grid(flow, scores.shape[2:4], flow_scale)
     return tuple(segmenter.fuse(params, scores[k], scores[k + 1], flow[:, k]) for k in range(len(scores) - 1))
 

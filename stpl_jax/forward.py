@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.flow_files import to_pixels
-from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.augment import photometric
 from stpl_jax.ops.mirror import mirror, mirror_flow
 from stpl_jax.ops.resize import resize_align_corners, resize_flow
@@ -155,14 +154,16 @@ def fused_main_scores(segmenter, params, features, flow, scale):
     Args:
       segmenter: a `Network`.
       params: its parameters.
-      features: current and earlier frame's main features, each `[B, h, w, C]`.
+      features: `PerClassifier` of frames' features `[T, B, h, w, C]`, newest first; the first two count.
       flow: `[B, H, W, 2]` between them as stored, in tenths of a pixel.
       scale: `config.flow.scale`.
 
     Returns:
       Fused scores `[B, h', w', K]`.
     """
-    current, earlier = (segmenter.classify(params, PerClassifier(f)).main for f in features)
+    features = features.replace(auxiliary=None)
+    pair = (jax.tree.map(operator.itemgetter(t), features) for t in range(2))
+    current, earlier = (segmenter.classify(params, frame).main for frame in pair)
     return segmenter.fuse(params, current, earlier, flow_on_grid(flow, current.shape[1:3], scale))
 
 

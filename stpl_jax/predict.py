@@ -23,7 +23,6 @@ from input_pipeline.labels import colour_table
 from input_pipeline.video_packets import Losses
 from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
 from stpl_jax.models import frame_statistics, make_segmenter
-from stpl_jax.models.network import PerClassifier
 from stpl_jax.ops.resize import argmax_resized, resize_flow
 from stpl_jax.result_folder import CLASSES_FOLDER, OVERLAY_VIDEO, OVERLAYS_FOLDER
 from stpl_jax.run_lock import run_lock
@@ -307,7 +306,7 @@ def _progress_line(done, count, seconds, timed):
 def _score(segmenter, variables, frame):
     """The frame's own scores: `[H, W, 3]` uint8 to `[1, h, w, K]`; running averages normalise."""
     features, _ = segmenter.features(variables, frame[None, None])  # [1, 1, h, w, C]
-    return segmenter.classify(variables["params"], PerClassifier(features.main[0])).main
+    return segmenter.classify(variables["params"], features.replace(auxiliary=None)).main[0]
 
 
 # Compiled once for each size of class maps; no backbone in it.

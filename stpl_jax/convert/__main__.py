@@ -1,6 +1,6 @@
 """Command line of the converters.
 
-    python -m stpl_jax.convert accel|deeplab|imagenet|flownet2 INPUT.pth OUTPUT_DIR
+    python -m stpl_jax.convert accel|deeplab|imagenet|espnet|flownet2 INPUT.pth OUTPUT_DIR
     python -m stpl_jax.convert torch CHECKPOINT OUTPUT.pth
 
 What weights do not show (strides, dilations, frame size, how flow is scaled) is taken from a configuration, which is
@@ -17,7 +17,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from input_pipeline.whole_folder import whole_folder
 from stpl_jax import checkpoint
-from stpl_jax.convert import ConvertError, containers, flownet2, segmentation
+from stpl_jax.convert import ConvertError, containers, espnet, flownet2, segmentation
 from stpl_jax.convert.torch_files import check_new_file, read_state_dict, write_file
 
 _OVERRIDE = "--config."
@@ -95,6 +95,14 @@ def _parser():
         seed=seed,
         **common,
     )
+    add(
+        "espnet",
+        lambda state_dict, make_config, a: espnet.convert(state_dict, a.classes, make_config, a.every),
+        "ESPNet, whose last output means void",
+        espnet.KNOWN,
+        classes=dict(metavar="NAMES", help=f"{names}, without void; default: Cityscapes' for 19, CamVid's for 11"),
+        **common,
+    )
     for name, network in _FLOW_NETWORKS.items():
         text, known = network.TITLE, network.KNOWN
         add(name, lambda state_dict, _, a, n=network: n.convert(state_dict, a.every), text, known, every=every)
@@ -130,18 +138,19 @@ def _torch(arguments, overrides):
     check_new_file(arguments.target)
     stored = checkpoint.load_model(arguments.source, arguments.row, network=None, tell=print)
     print(f"reads {stored.description}")
-    network = _FLOW_NETWORKS.get(stored.meta.network, segmentation)
+    network = (stored.meta.config or {}).get("model", {}).get("name")
+    network = (_FLOW_NETWORKS | {"espnet": espnet}).get(network or stored.meta.network, segmentation)
     arrays, others, lines = network.to_state_dict(stored)
     write_file(arguments.target, {f"{arguments.prefix}{name}": x for name, x in arrays.items()}, others)
     print("\n".join([*lines, f"written: {arguments.target}, {len(arrays)} tensors"]))
 
 
 def _config_maker(file, overrides):
-    """Returns a function from the label setting (or None) to a configuration with the overrides."""
+    """Returns a function from the label setting (or None), and defaults without a file, to the configuration."""
 
-    def make(setting):
+    def make(setting, make_defaults=None):
         if file is None:
-            make_defaults = segmentation.CONFIGS.get(setting, segmentation.CONFIGS["viper"])
+            make_defaults = make_defaults or segmentation.CONFIGS.get(setting, segmentation.CONFIGS["viper"])
         else:
             make_defaults = runpy.run_path(file).get("get_config")
             if make_defaults is None:

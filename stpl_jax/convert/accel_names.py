@@ -9,7 +9,8 @@ STAGES = (1, 2, 3, 4)
 STANDARD_WIDTHS = (64, 128, 256, 512)
 CLASSIFIERS = ("layer5", "layer6")
 _TENSORS_OF_A_BLOCK = 15  # the first of a stage has 20
-_BATCH_NORM = (
+# Tensors of batch normalisation: (name in the state_dict, collection, name among the variables).
+BATCH_NORM = (
     ("weight", "params", "scale"),
     ("bias", "params", "bias"),
     ("running_mean", "batch_stats", "mean"),
@@ -31,7 +32,7 @@ def backbone_keys(blocks):
         return [(f"{name}.weight", ("params", "backbone", *path, "kernel"), "conv")]
 
     def norm(name, path):
-        return [(f"{name}.{t}", (collection, "backbone", *path, f), "vector") for t, collection, f in _BATCH_NORM]
+        return [(f"{name}.{t}", (collection, "backbone", *path, f), "vector") for t, collection, f in BATCH_NORM]
 
     keys = conv("conv1", ("conv1",)) + norm("bn1", ("bn1",))
     for stage, count in zip(STAGES, blocks, strict=True):

@@ -89,7 +89,15 @@ def _prepare(state_dict, classes, make_config):
     return config, setting, names
 
 
-def _meta(config, setting, names, kind, state_dict):
+def make_meta(config, setting, names, kind, state_dict):
+    """Says what a converted network is, for its checkpoint.
+
+    Args:
+      config: the configuration that it was converted with.
+      setting, names: see `class_names`.
+      kind: the sub-command.
+      state_dict: the file.
+    """
     return checkpoint.CheckpointMeta(
         config=json.loads(config.to_json_best_effort()),
         classes=tuple(names),
@@ -113,7 +121,7 @@ def _converted(kind, state_dict, layout, flat, config, setting, names, notes, ev
         f"classes: {len(names)}, {'label setting ' + setting if setting else 'no label setting'}: {', '.join(names)}",
         *notes,
     ]
-    meta = _meta(config, setting, names, kind, state_dict)
+    meta = make_meta(config, setting, names, kind, state_dict)
     return Converted(traverse_util.unflatten_dict(flat), meta, lines)
 
 
@@ -283,7 +291,7 @@ def to_state_dict(stored):
       ConvertError: it holds other variables than its own configuration says.
     """
     stored.meta.require(stored.path, "config", "classes")
-    model, names = stored.meta.config["model"], stored.meta.classes
+    model = stored.meta.config["model"]
     keys = accel_names.backbone_keys(model["backbone"]["blocks"])
     for name in accel_names.CLASSIFIERS:
         keys += accel_names.classifier_keys(name, len(model["classifier_dilations"]))
@@ -296,6 +304,11 @@ def to_state_dict(stored):
         accel_names.to_torch,
         accel_names.group,
     )
+    return written(layout, stored)
+
+
+def written(layout, stored):
+    """Ends `to_state_dict`: writes by a `Layout`, with the counters that PyTorch wants; returns what that returns."""
     state_dict = layout.write(stored.variables, stored.path)
     # PyTorch counts the batches of each normalisation. Nothing is computed from it where the momentum is fixed.
     counters = [name for name in state_dict if name.endswith("running_var")]
@@ -304,6 +317,6 @@ def to_state_dict(stored):
     lines = [
         *layout.table(),
         f"{len(counters)} counters num_batches_tracked, all 0, are added",
-        f"classes: {', '.join(names)}",
+        f"classes: {', '.join(stored.meta.classes)}",
     ]
     return state_dict, None, lines

@@ -9,6 +9,8 @@ and the same for the augmented clip T(X) with the clean clip's flow. The model's
 say which pixels are of one class; clean pixels are queries, augmented ones keys.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -83,8 +85,9 @@ class STPL(Method):
 
     def loss(self, params, state, batch, key):
         network, data = params["network"], batch["target"]
-        clean_features, augmented_features, flows, stats = self.views(network, state.batch_stats, data, key)
-        index, labels, mask = self.pseudo_labels(network["segmenter"], clean_features, data["flow"][:, 0])
+        clean, augmented, flows, stats = self.views(network, state.batch_stats, data, key)
+        index, labels, mask = self.pseudo_labels(network["segmenter"], clean, data["flow"][:, 0])
+        clean_features, augmented_features = clean.main, augmented.main
 
         def contrast(queries, keys):
             return self.contrast(network, queries, keys, index, labels, mask)
@@ -111,8 +114,8 @@ class STPL(Method):
         """Runs the backbone on the clean and, where the objective has one, on the augmented clip, as one batch.
 
         Returns:
-          Last-stage features, frames newest first, `[T, B, h, w, C]`; likewise augmented, or of fewer frames; flow
-          on their grid, `[B, T-1, h, w, 2]`; the running averages afterwards.
+          `PerClassifier` of features, frames newest first, `[T, B, h, w, C]`; likewise augmented, or of fewer frames;
+          flow on the grid of the main ones, `[B, T-1, h, w, 2]`; the running averages afterwards.
         """
         clean = frames_first(data["frames"])  # [T, B, H, W, 3]
         groups = clean.astype(self.segmenter.dtype)
@@ -124,7 +127,10 @@ class STPL(Method):
             self.segmenter, network["segmenter"], batch_stats, groups, self.config.batch_norm, len(clean)
         )
         flows = flow_on_grid(data["flow"], features.main.shape[2:4], self.config.flow.scale)
-        return features.main[: len(clean)], features.main[len(clean) :], flows, stats
+        clean_features, augmented_features = (
+            jax.tree.map(operator.itemgetter(part), features) for part in (slice(len(clean)), slice(len(clean), None))
+        )
+        return clean_features, augmented_features, flows, stats
 
     def augment(self, data, key):
         """Draws T(X), `[T, B, H, W, 3]`, frames newest first."""
@@ -133,8 +139,8 @@ class STPL(Method):
     def pseudo_labels(self, segmenter, features, flow):
         """Picks confident pixels of the clean clip: `index`, `labels`, `mask`, `[B, N]` each, no gradient."""
         segmenter, features = jax.lax.stop_gradient((segmenter, features))
-        scores = fused_main_scores(self.segmenter, segmenter, features[:2], flow, self.config.flow.scale)
-        scores = on_grid(scores, features.shape[2:4])
+        scores = fused_main_scores(self.segmenter, segmenter, features, flow, self.config.flow.scale)
+        scores = on_grid(scores, features.main.shape[2:4])
         topk = self.settings.topk
         return jax.vmap(lambda s: confident_pixels(s, topk.proportion, topk.per_class))(
             scores.reshape(scores.shape[0], -1, scores.shape[-1])

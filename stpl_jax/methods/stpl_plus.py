@@ -52,18 +52,19 @@ class STPLPlus(Method):
         augmented = frames_first(augmented_clips(data, key, self.augment_settings))
         views = jnp.concatenate([clean, augmented.astype(clean.dtype)])
         variables = {"params": segmenter, "batch_stats": stats}
-        features = self.segmenter.features(variables, views)[0].main  # [2T, B, h, w, C]
+        features = self.segmenter.features(variables, views)[0]  # [2T, B, h, w, C]
 
         def supervise(scores, labels, mask):
             weights = class_balance(labels, mask, self.segmenter.num_classes, settings.class_power)
             return masked_mean(cross_entropy(scores, labels)[0], mask, weights.astype(scores.dtype))
 
-        def supervised(features):
-            scores = fused_main_scores(self.segmenter, segmenter, features, data["flow"][:, 0], self.config.flow.scale)
+        def supervised(first):
+            frames = jax.tree.map(lambda f: f[first : first + 2], features)
+            scores = fused_main_scores(self.segmenter, segmenter, frames, data["flow"][:, 0], self.config.flow.scale)
             scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
             return jax.vmap(supervise)(jnp.take_along_axis(scores, index[..., None], 1), labels, mask).mean()
 
-        loss = supervised(features[:2]) + settings.augmented_weight * supervised(features[2:])
+        loss = supervised(0) + settings.augmented_weight * supervised(len(clean))
         return {"network": loss}, Aux(stats, {"confident": mask.mean(dtype=jnp.float32)})
 
     def pseudo_labels(self, state, data):
@@ -75,7 +76,7 @@ class STPLPlus(Method):
         teacher = jax.lax.stop_gradient(state.extra["teacher"])
         clips = data["frames"].astype(self.segmenter.dtype)  # [B, T, H, W, 3]: a clip is a group with its statistics
         features, stats = extract(self.segmenter, teacher, state.batch_stats, clips, self.config.batch_norm)
-        frames = (features.main[:, 0], features.main[:, 1])
+        frames = jax.tree.map(lambda f: jnp.moveaxis(f, 1, 0), features)  # [T, B, h, w, C]
         scores = fused_main_scores(self.segmenter, teacher, frames, data["flow"][:, 0], self.config.flow.scale)
         scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
         topk = self.settings.topk

@@ -5,8 +5,9 @@ import functools
 
 from input_pipeline.errors import UserError
 from stpl_jax.models.accel import make_accel
+from stpl_jax.models.espnet import make_espnet
 
-NETWORKS = {"accel": make_accel}
+NETWORKS = {"accel": make_accel, "espnet": make_espnet}
 
 
 def make_segmenter(model, num_classes, sync_axis=None, frame_statistics=0.0):

@@ -47,10 +47,12 @@ class GroupedBatchNorm(nn.Module):
     Attributes:
       sync_axis: name of the pmapped axis over which statistics are taken, or None for this device alone.
       param_dtype: type of scale, bias and running averages.
+      epsilon: what is added to variances.
     """
 
     sync_axis: str | None = None
     param_dtype: Any = jnp.float32
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x, groups, averaged, share=1.0):
@@ -74,7 +76,7 @@ class GroupedBatchNorm(nn.Module):
 
         dtype = compute_dtype(x.dtype)
         if not groups:
-            factor = scale.astype(dtype) * jax.lax.rsqrt(running_var.value.astype(dtype) + EPSILON)
+            factor = scale.astype(dtype) * jax.lax.rsqrt(running_var.value.astype(dtype) + self.epsilon)
             offset = bias.astype(dtype) - running_mean.value.astype(dtype) * factor
             return (x.astype(dtype) * factor[None, None, None] + offset[None, None, None]).astype(x.dtype)
 
@@ -88,7 +90,7 @@ class GroupedBatchNorm(nn.Module):
             used_mean = (1 - share) * running_mean.value.astype(dtype)[None] + share * mean
             used = (1 - share) * running_var.value.astype(dtype)[None] + share * var
             centred = grouped - used_mean[:, None, None, None]
-        factor = scale.astype(dtype)[None] * jax.lax.rsqrt(used + EPSILON)
+        factor = scale.astype(dtype)[None] * jax.lax.rsqrt(used + self.epsilon)
         out = centred * factor[:, None, None, None] + bias.astype(dtype)[None, None, None, None]
 
         if averaged and not self.is_initializing() and self.is_mutable_collection("batch_stats"):

@@ -28,10 +28,15 @@ PROPAGATIONS = ("warp", "splat")
 
 
 class PerClassifier(struct.PyTreeNode):
-    """One value for each classifier: features, scores, labels, ...; `auxiliary` is None where there is none."""
+    """One value for each classifier: features, scores, labels, ...; `auxiliary` is None where there is none.
+
+    `scored`, of features alone: what the main classifier scores in place of `main`, such as a decoder's last features
+    where `main` is the encoder's; None where it scores `main`.
+    """
 
     main: Any
     auxiliary: Any = None
+    scored: Any = None
 
     def total(self, auxiliary_weight):
         """Adds up, main + weight · auxiliary; main alone where there is no auxiliary classifier."""
@@ -56,8 +61,10 @@ class Network:
       backbone: (variables, images `[G, B, H, W, 3]`, share, averaged) -> (`PerClassifier` of features
         `[G, B, h, w, C]`, `batch_stats` afterwards). With a share of 1 each of the G groups is normalised by its own
         statistics, and the first `averaged` of them enter the running ones, in order; with 0 the running ones
-        normalise, and stay. See `group_by_group` for a network that knows no groups.
-      main_classifier: (params, main features `[B, h, w, C]`) -> scores `[B, h', w', K]`, before softmax.
+        normalise, and stay. Whatever has batch statistics is run here, a decoder too: see `PerClassifier.scored`. See
+        `group_by_group` for a network that knows no groups.
+      main_classifier: (params, main features `[B, h, w, C]`, or `scored` where there are such) -> scores
+        `[B, h', w', K]`, before softmax.
       groups: names of `GROUPS` -> regular expression on paths such as `backbone/bn1/scale` within `params`. What a
         network lacks it leaves out.
       initial: random key -> `variables`; None where the weights are given.
@@ -156,7 +163,8 @@ class Network:
 
         # In this order: as the public code of DA-VSN and TPS has it.
         auxiliary = run(self.auxiliary_classifier, features.auxiliary)
-        return PerClassifier(run(self.main_classifier, features.main), auxiliary)
+        scored = features.main if features.scored is None else features.scored
+        return PerClassifier(run(self.main_classifier, scored), auxiliary)
 
     def fuse(self, params, current, earlier, flow):
         """Fuses the scores of two frames: the one place that does, in training, evaluation and prediction.

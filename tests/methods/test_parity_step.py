@@ -156,7 +156,7 @@ def with_pseudo_labels(method):
 
     def spy(self, segmenter, features, flow):
         picked = pseudo_labels(segmenter, features, flow)
-        scores = fused_main_scores(self.segmenter, segmenter, features[:2], flow, self.config.flow.scale)
+        scores = fused_main_scores(self.segmenter, segmenter, features, flow, self.config.flow.scale)
         confidence = jax.nn.softmax(scores, -1).max(-1)
         seen.update(confidence=confidence.reshape(len(confidence), -1), chosen=picked[0].astype(jnp.float64))
         return picked
