@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny_run import tiny_run_config
 
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import checkpoint, methods, models, modes, optim, parallel, preflight, validation
+from stpl_jax import checkpoint, methods, models, modes, optim, parallel, predict, preflight, validation
 from stpl_jax.evaluate import evaluate, segment_clips
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import Aux, Method
@@ -255,6 +256,7 @@ def test_an_online_method_predicts_before_it_updates_in_time_order(tmp_path, mon
     monkeypatch.setitem(methods.METHODS, "counting", Online)
     config = tiny_run_config()
     config.model.name, config.method, config.compare_with = "decoded", "counting", ("source_only",)
+    config.methods.counting = ConfigDict(dict(frame_statistics=1.0))
     config.optim.steps = config.rows.source_only.optim.steps = 1
     config.steps = 1
     lines = []
@@ -265,6 +267,8 @@ def test_an_online_method_predicts_before_it_updates_in_time_order(tmp_path, mon
     assert len(scores.last["confusion"]) == len(CLASSES["viper"])
     stored = checkpoint.load_model(tmp_path / "counting")
     assert stored.meta.step == clips
+    loaded = predict.load(tmp_path, network=decoded(None, len(CLASSES["viper"])), tell=lines.append)
+    assert loaded.segmenter.frame_statistics == 1.0
     out = stored.variables["params"]["out"]
     assert not out["kernel"].any() and out["bias"].sum() == out["bias"][(clips - 1) % 2 + 1] == 1
     again = []
