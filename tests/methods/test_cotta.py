@@ -108,6 +108,10 @@ def test_parameters_are_restored_at_random_by_the_step_alone(made):
         back = jax.tree.map(lambda a, b: np.asarray(a == b), found.params["network"]["segmenter"], source)
         kept = jax.tree.map(lambda a, b: np.asarray(a == b), found.params["network"]["segmenter"], moved)
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, ~b), back, kept)
+        # The teacher follows what the student was before.
+        jax.tree.map(
+            lambda t, s: np.testing.assert_allclose(t, s + (1 - DECAY), rtol=1e-9), found.extra["teacher"], source
+        )
         draws.append(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(back)]))
     assert 0.2 < draws[0].mean() < 0.3
     np.testing.assert_array_equal(draws[0], draws[1])
