@@ -50,9 +50,8 @@ def test_the_rate_is_its_own_and_the_decay_the_networks():
 
 
 def test_the_networks_adam_leaves_out_what_is_frozen_and_multiplies_rates():
-    settings = ConfigDict(
-        {"decay_steps": 8, "power": 0.0, "frozen": ("^segmenter/b",), "multipliers": (("classifiers", 10.0),)}
-    )
+    settings = DECAY.copy_and_resolve_references()
+    settings.update({"frozen": ("^segmenter/b",), "multipliers": (("classifiers", 10.0),)})
     groups = {"normalisation": "^norm", "classifiers": "^out"}
     optimiser = optim.network_adam(SETTINGS, settings, groups, ("normalisation",))
     params = {"segmenter": {name: jnp.ones(2) for name in ("a", "b", "norm", "out")}}
