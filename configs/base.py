@@ -150,6 +150,45 @@ def get_config():
     config.methods.alpha_bn = ConfigDict(
         dict(alpha=0.5)
     )  # weight of the target's statistics; the source's has the rest
+    config.methods.ubna = ConfigDict(  # UBNA, WACV 2022; values of its public code
+        dict(
+            momentum=0.1,  # of the first step, η_0
+            decay_rate=0.08,  # α of η_k = η_0 · exp(-α · k)
+            own=dict(clips_per_device=6, steps=50),
+        )
+    )
+    # Methods that predict by each frame's own statistics: `frame_statistics`, here and below, is their weight; the
+    # running ones have the rest.
+    config.methods.cbna = ConfigDict(dict(frame_statistics=0.2))  # CBNA, 2022; its public code
+    # Online: each clip is predicted, then trained on. `own`: the rates that the publications scale to a batch of one.
+    config.methods.tent = ConfigDict(  # Tent, ICLR 2021
+        dict(
+            frame_statistics=1.0,
+            own=dict(learning_rate=2.5e-4 / 64, weight_decay=0.0, power=0.0),  # of ImageNet: 2.5e-4 for 64 images
+        )
+    )
+    config.methods.sar = ConfigDict(  # SAR, ICLR 2023; values of its public code
+        dict(
+            frame_statistics=1.0,
+            reliable=0.4,  # pixels count whose entropy is below this share of the largest, ln K
+            radius=0.05,  # ρ, length of the step to the sharper point
+            average_decay=0.9,  # of the moving average of the loss
+            recovered_below=0.2,  # nats: an average below brings the source model's parameters back
+            own=dict(learning_rate=2.5e-4 / 32, weight_decay=0.0, power=0.0),
+        )
+    )
+    config.methods.cotta = ConfigDict(  # CoTTA, CVPR 2022; values of its public code for segmentation
+        dict(
+            frame_statistics=1.0,
+            learning_rate=7.5e-6,  # of Adam, in place of optim.learning_rate
+            betas=(0.9, 0.999),
+            scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),  # of the copies that pseudo-labels are averaged over
+            confidence=0.69,  # of the source model; above it the teacher's direct prediction is the pseudo-label
+            teacher_decay=0.999,
+            restored=0.01,  # share of the student's parameters that are set back in each step
+            own=dict(power=0.0),  # a constant rate
+        )
+    )
     config.methods.self_training = ConfigDict(dict(topk=dict(proportion=0.7, per_class=False)))
     config.methods.stpl = stpl = ConfigDict()
     stpl.objective = "stpl"  # stpl, spatial, temporal, duplicate, naive (paper, section 3.3)
@@ -401,6 +440,7 @@ def get_config():
         )
     )
     config.rows.oracle = ConfigDict(config.rows.source_only.to_dict())
+    config.rows.ubna = ConfigDict(dict(optim=dict(steps=50)))  # its momentum is 2% of the first one by then
     # Tables 1 and 2: the starred rows. Table 4: the fusions.
     for name in ("da_vsn", "vat_vst", "tps"):
         config.rows[f"{name}_free"] = ConfigDict(dict(method=name, source_free=True))

@@ -14,6 +14,9 @@ from configs import base
 # Of the rows that learn, by benchmarks/real.py --tune: the same tries for every row, on the drive 0006R0.
 LEARNING_RATES = dict.fromkeys(
     (
+        "tent",
+        "cotta",
+        "sar",
         "self_training",
         "duplicate",
         "temporal",

@@ -1,7 +1,8 @@
 """Checkpoints: Orbax, written beside the training and moved into place when whole.
 
-A checkpoint has three items: `model` (the segmentation network's `params` and `batch_stats`: all that inference needs),
-`train` (the rest of the state) and `meta` (JSON: configuration, classes, versions, position in the data, digests).
+A checkpoint has three items: `model` (the segmentation network's `params` and `batch_stats`: all that inference needs;
+see `Method.inference`), `train` (the rest of the state) and `meta` (JSON: configuration, classes, versions, position in
+the data, digests).
 Arrays are stored once, without a device axis, so that any number of devices restores them. Of several processes, which
 hold the same state, the first writes; each reads by itself. So Orbax is told that every process is alone.
 
@@ -45,21 +46,26 @@ def versions():
     return found
 
 
-# Where the network's arrays lie in a `TrainState`, and where in the item `model`; all else is in the item `train`.
-_MODEL = {"params/network/segmenter/": "params/", "batch_stats/": "batch_stats/"}
+# Where the parameters that inference uses lie in the `TrainState` of most methods.
+TRAINED = "params/network/segmenter"
 
 
-def _stored_as(name):
-    """Returns the item that holds an array of a `TrainState`, and the array's name in it."""
-    start = next((start for start in _MODEL if name.startswith(start)), None)
-    return ("train", name) if start is None else ("model", _MODEL[start] + name.removeprefix(start))
+def _stored_as(name, inference):
+    """Returns the item that holds an array of a `TrainState`, and the array's name in it.
+
+    The parameters at `inference` and the running statistics are in the item `model`; all else is in the item `train`.
+    """
+    for start, inside in ((f"{inference}/", "params/"), ("batch_stats/", "batch_stats/")):
+        if name.startswith(start):
+            return "model", inside + name.removeprefix(start)
+    return "train", name
 
 
-def _items(named):
+def _items(named, inference):
     """Divides what belongs to the arrays of a `TrainState`: name -> value to item -> name -> value."""
     items = {"model": {}, "train": {}}
     for name, value in named.items():
-        item, inside = _stored_as(name)
+        item, inside = _stored_as(name, inference)
         items[item][inside] = value
     return items
 
@@ -128,7 +134,7 @@ def _named(folder):
         ) from error
 
 
-def save(manager, step, state, meta):
+def save(manager, step, state, meta, inference=TRAINED):
     """Starts to save; returns when the values are copied, and the writing goes on beside the training.
 
     All processes but the first save nothing.
@@ -138,13 +144,14 @@ def save(manager, step, state, meta):
       step: steps done.
       state: one replica of a `TrainState`, numpy.
       meta: `CheckpointMeta`.
+      inference: `Method.inference`: which parameters become the item `model`.
 
     Raises:
       CheckpointError: Orbax does not save, because there is a checkpoint of this step or a later one.
     """
     if jax.process_index():
         return
-    _save(manager, step, _items(reading.flat(state)), meta)
+    _save(manager, step, _items(reading.flat(state), inference), meta)
 
 
 def save_model(folder, variables, meta):
@@ -170,13 +177,14 @@ def _save(manager, step, items, meta):
         )
 
 
-def restore(manager, step, template):
+def restore(manager, step, template, inference=TRAINED):
     """Restores a `TrainState`.
 
     Args:
       manager: of `open_manager`.
       step: which one.
       template: a `TrainState` of arrays or shapes, as `create_state` builds it.
+      inference: as `save` had it.
 
     Returns:
       The state, numpy, and its `CheckpointMeta`.
@@ -185,23 +193,23 @@ def restore(manager, step, template):
       DamagedCheckpoint: it cannot be read, or holds something else than was saved.
       CheckpointError: names or shapes differ; the message lists both sides.
     """
-    return _read_state(Path(manager.directory) / str(step), template)
+    return _read_state(Path(manager.directory) / str(step), template, inference)
 
 
-def _read_state(where, template):
+def _read_state(where, template, inference):
     meta, stored = reading.read_meta(where, ("model", "train"))
-    for item, shapes in _items(reading.shapes_of(template)).items():
+    for item, shapes in _items(reading.shapes_of(template), inference).items():
         reading.check_same(shapes, reading.stored_shapes(where, item), where)
     found = {item: reading.flat(reading.read_arrays(where, item, stored)) for item in ("model", "train")}
     # Containers without arrays, of which Optax has many, are not stored.
     state = traverse_util.flatten_dict(serialization.to_state_dict(template), keep_empty_nodes=True, sep="/")
     for name, leaf in state.items():
-        item, inside = _stored_as(name)
+        item, inside = _stored_as(name, inference)
         state[name] = found[item].get(inside, leaf)
     return serialization.from_state_dict(template, traverse_util.unflatten_dict(state, sep="/")), meta
 
 
-def restore_newest(manager, template, progress=print, from_first=lambda function: function()):
+def restore_newest(manager, template, progress=print, from_first=lambda function: function(), inference=TRAINED):
     """Restores the newest whole checkpoint, from which training goes on.
 
     Damaged ones that are newer are moved aside to `STEP.damaged`, where they do not keep later ones from being saved;
@@ -212,6 +220,7 @@ def restore_newest(manager, template, progress=print, from_first=lambda function
       template: see `restore`.
       progress: called with a line of text for each checkpoint that is left out.
       from_first: `processes.from_first` where there may be several processes: the first chooses.
+      inference: see `restore`.
 
     Returns:
       The state, its `CheckpointMeta` and the step; None where there are no checkpoints.
@@ -225,7 +234,9 @@ def restore_newest(manager, template, progress=print, from_first=lambda function
         numbered = places.in_folder(folder)
         if not numbered:
             return None
-        where, state, damaged = _newest(places.Place(folder, numbered), lambda where: _read_state(where, template))
+        where, state, damaged = _newest(
+            places.Place(folder, numbered), lambda where: _read_state(where, template, inference)
+        )
         found[int(where.name)] = state
         for error in damaged:
             aside = _move_aside(error.where)
@@ -238,7 +249,7 @@ def restore_newest(manager, template, progress=print, from_first=lambda function
     if step is None:
         return None
     manager.reload()
-    state, meta = found.get(step) or restore(manager, step, template)
+    state, meta = found.get(step) or restore(manager, step, template, inference)
     return state, meta, step
 
 

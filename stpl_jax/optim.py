@@ -1,6 +1,6 @@
 """SGD as the paper and its baselines' public code use it: momentum, weight decay, polynomial decay, multipliers.
 
-And Adam, for the adversaries of those baselines that have one.
+And Adam, for the adversaries of those baselines that have one, and for methods whose publication trains with it.
 """
 
 import re
@@ -80,20 +80,45 @@ def sgd(settings, groups=(), frozen=(), multipliers=(), trained=()):
     Returns:
       An Optax transformation. Its `init` raises `UserError` where an entry of the settings means no parameter.
     """
+    update = optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.trace(settings.momentum, nesterov=settings.nesterov),
+        _multiplied(settings, groups, multipliers),
+        optax.scale_by_learning_rate(poly_schedule(settings)),
+    )
+    return _of_trained(update, settings, groups, frozen, trained)
+
+
+def trained_parameters(settings, groups=(), frozen=(), trained=()):
+    """Returns a function that says of a parameter's path whether it is trained; arguments as `sgd` takes them."""
     frozen = [selector(entry, groups) for entry in (*(g for g in frozen if g in groups), *settings.frozen)]
-    factors = [(selector(entry, groups), factor) for entry, factor in (*settings.multipliers, *multipliers)]
     alone = [selector(group, groups) for group in trained]
-    schedule = poly_schedule(settings)
+
+    def is_trained(path):
+        return not any(means(path) for means in frozen) and (not alone or any(means(path) for means in alone))
+
+    return is_trained
+
+
+def _of_trained(update, settings, groups, frozen, trained):
+    """Lets an optimiser update the parameters that are trained, and no others."""
+    is_trained = trained_parameters(settings, groups, frozen, trained)
 
     def labels(params):
         _check_entries(settings, groups, params)
 
         def label(path, _):
-            name = parameter_path(path)
-            still = any(means(name) for means in frozen) or (alone and not any(means(name) for means in alone))
-            return "frozen" if still else "trained"
+            return "trained" if is_trained(parameter_path(path)) else "frozen"
 
         return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition({"trained": update, "frozen": optax.set_to_zero()}, labels)
+
+
+def _multiplied(settings, groups, multipliers=()):
+    """Multiplies each parameter's update by the factor that the settings, or else the method, name for it."""
+    factors = [(selector(entry, groups), factor) for entry, factor in (*settings.multipliers, *multipliers)]
 
     def multiply(updates, _):
         def scale(path, update):
@@ -102,14 +127,7 @@ def sgd(settings, groups=(), frozen=(), multipliers=(), trained=()):
 
         return jax.tree_util.tree_map_with_path(scale, updates)
 
-    update = optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.trace(settings.momentum, nesterov=settings.nesterov),
-        optax.stateless(multiply),
-        optax.scale_by_learning_rate(schedule),
-    )
-    return optax.partition({"trained": update, "frozen": optax.set_to_zero()}, labels)
+    return optax.stateless(multiply)
 
 
 def _check_entries(settings, groups, params):
@@ -122,6 +140,11 @@ def _check_entries(settings, groups, params):
                 f"config.optim.{key}: {entry!r} means no parameter that this row trains. Expected one of the groups "
                 f"{', '.join(groups)}, or an expression on paths below {', '.join(modules)}."
             )
+
+
+def network_adam(settings, decay, groups, frozen=()):
+    """As `adam`, for the segmentation network: `decay.multipliers` and `decay.frozen` count as they do for `sgd`."""
+    return _of_trained(optax.chain(adam(settings, decay), _multiplied(decay, groups)), decay, groups, frozen, ())
 
 
 def adam(settings, decay):

@@ -22,7 +22,7 @@ from input_pipeline.frames import open_source
 from input_pipeline.labels import colour_table
 from input_pipeline.video_packets import Losses
 from stpl_jax import checkpoint, frame_arrays, loss_lines, result_folder
-from stpl_jax.models import frame_statistics, make_segmenter
+from stpl_jax.models import frame_statistics, make_segmenter, with_frame_statistics
 from stpl_jax.ops.resize import argmax_resized, resize_flow
 from stpl_jax.result_folder import CLASSES_FOLDER, OVERLAY_VIDEO, OVERLAYS_FOLDER
 from stpl_jax.run_lock import run_lock
@@ -152,8 +152,9 @@ def load(path, row=None, network=None, tell=checkpoint.warn):
     stored = checkpoint.load_model(path, row, tell=tell)
     meta, config = stored.meta, stored.meta.config
     meta.require(stored.path, "config", "classes")
+    network = network or make_segmenter(config["model"], len(meta.classes))
     return Model(
-        segmenter=network or make_segmenter(config["model"], len(meta.classes), None, frame_statistics(config)),
+        segmenter=with_frame_statistics(network, frame_statistics(config)),
         variables=jax.device_put(stored.variables),
         classes=meta.classes,
         palette=colour_table(meta.classes, meta.label_setting),

@@ -54,7 +54,7 @@ def starting_point(config, row, folder, manager, method, optimisers, sources, cl
     """
     key, segmenter = jax.random.key(config.seed), method.segmenter
     template = jax.eval_shape(lambda: create_state(method, optimisers, initial_variables(segmenter, key), key))
-    found = checkpoint.restore_newest(manager, template, progress, processes.from_first)
+    found = checkpoint.restore_newest(manager, template, progress, processes.from_first, method.inference)
     if found is None:
         variables, origin = starting_variables(config, segmenter, init_from, progress)
         state = jax.jit(lambda v: create_state(method, optimisers, v, key))(variables)

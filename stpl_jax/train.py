@@ -85,13 +85,13 @@ def train(config, workdir, row, init_from=None, progress=print):
                 results.add(step, names, metrics)
                 results.read(all_but=1)
                 if config.evaluate.every and step % config.evaluate.every == 0 and step < steps:
-                    best = better(best, validation.score(state, step))
+                    best = better(best, validation.score(state, method, step))
                     log.write(step, as_metrics(validation.last))
                     progress(f"{row}  step {step}/{steps}  validation {in_words(validation.last)}")
                 if results.stop or step % config.checkpoint.every == 0 or step == steps:
                     results.read()
                     now = dataclasses.replace(meta, step=step, positions=positions, best=best)
-                    checkpoint.save(manager, step, parallel.unreplicate(state), now)
+                    checkpoint.save(manager, step, parallel.unreplicate(state), now, method.inference)
                     if results.stop:
                         processes.from_first(manager.wait_until_finished)
                         raise stopping.stopped(f"{row}  stopped at step {step}")
@@ -102,11 +102,11 @@ def train(config, workdir, row, init_from=None, progress=print):
         elif is_scored_online(config, method):
             last, state = validation.score_online(state, train_step, method, None if method.online else steps)
         else:
-            last = validation.score(state, steps)
+            last = validation.score(state, method, steps)
         steps, best = last["step"], better(best, last)
         if method.online and start.best is None:
             now = dataclasses.replace(meta, step=steps, positions={}, best=best)
-            checkpoint.save(manager, steps, parallel.unreplicate(state), now)
+            checkpoint.save(manager, steps, parallel.unreplicate(state), now, method.inference)
             processes.from_first(manager.wait_until_finished)
         log.write(steps, as_metrics(last))
         log.close()

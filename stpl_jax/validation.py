@@ -1,6 +1,7 @@
 """The validation set: opened once, scored as often as a run asks for."""
 
 import functools
+import operator
 
 import jax
 import numpy as np
@@ -51,9 +52,9 @@ class Validation:
         self.config, self.workdir, self.segmenter, self.progress = config, workdir, segmenter, progress
         self.source = self.step = self.last = None
 
-    def score(self, state, step):
-        """Scores a replicated `TrainState`; returns what `RowScores.last` holds."""
-        return self.score_model(model_of(state), step)
+    def score(self, state, method, step):
+        """Scores a `Method`'s replicated `TrainState`; returns what `RowScores.last` holds."""
+        return self.score_model(model_of(state, method), step)
 
     def score_model(self, model, step, update=None):
         """Scores replicated `params` and `batch_stats`; returns what `score` does. `update`: see `evaluate`."""
@@ -89,7 +90,7 @@ class Validation:
         Args:
           state: replicated `TrainState`, which is donated.
           train_step: of `make_train_step`, pmapped; called with each batch once it is predicted, without its labels.
-          method: the `Method`, for what it needs.
+          method: the `Method`, for what it needs and what predicts.
           step: of the scores; None for the number of updates.
 
         Returns:
@@ -102,7 +103,7 @@ class Validation:
         self.open()
         check_online(self.config, method, self.source.spec)
         updates = _Updates(state, train_step, method, self.source)
-        scores = self.score_model(model_of(state), step, updates)
+        scores = self.score_model(model_of(state, method), step, updates)
         norm = parallel.unreplicate(updates.metrics["state_norm"])
         if not np.isfinite(norm):
             raise NonFiniteLoss(f"{self.config.method}: the network is not finite after its updates on the way.")
@@ -139,7 +140,7 @@ class _Updates:
     """The updates between predictions: called with a batch, trains on it, and returns the model after it."""
 
     def __init__(self, state, train_step, method, source):
-        self.state, self.train_step, self.count = state, train_step, 0
+        self.state, self.train_step, self.method, self.count = state, train_step, method, 0
         self.metrics = None
         (offsets, pairs), needs = scored_parts(source), method.needs["target"]
         self.frames = [offsets.index(k) for k in needs.offsets]
@@ -155,12 +156,13 @@ class _Updates:
     @property
     def model(self):
         """The network as it is now; earlier ones are donated."""
-        return model_of(self.state)
+        return model_of(self.state, self.method)
 
 
-def model_of(state):
-    """Returns the segmentation network's `params` and `batch_stats` of a `TrainState`."""
-    return state.params["network"]["segmenter"], state.batch_stats
+def model_of(state, method):
+    """Returns `params` and `batch_stats` of the network that inference uses, of a `Method`'s `TrainState`."""
+    field, *names = method.inference.split("/")
+    return functools.reduce(operator.getitem, names, getattr(state, field)), state.batch_stats
 
 
 def is_scored_online(config, method):

@@ -69,6 +69,21 @@ def test_everything_comes_back_bit_for_bit(tmp_path, trained):
     assert isinstance(jax.tree.leaves(state)[0], np.ndarray)
 
 
+def test_what_inference_uses_is_the_stored_model(tmp_path, trained):
+    student = trained.params["network"]["segmenter"]
+    teacher = jax.tree.map(lambda x: x + 1, student)
+    state, place = trained.replace(extra={"teacher": teacher, "age": np.int32(7)}), "extra/teacher"
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 3, state, META, place)
+    same(checkpoint.load_model(tmp_path).variables, {"params": teacher, "batch_stats": state.batch_stats})
+    with checkpoint.open_manager(tmp_path) as manager:
+        same(checkpoint.restore(manager, 3, shapes_of(state), place)[0], state)
+        same(checkpoint.restore_newest(manager, shapes_of(state), inference=place)[0], state)
+        # By a method whose inference is the network that is trained.
+        with pytest.raises(CheckpointError, match="extra/teacher/.*: expected .*, found missing"):
+            checkpoint.restore(manager, 3, shapes_of(state))
+
+
 def test_the_newest_are_kept(tmp_path, trained):
     save(tmp_path, trained, steps=(1, 2, 3, 4), keep=2)
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [3, 4]

@@ -47,3 +47,16 @@ def test_the_rate_is_its_own_and_the_decay_the_networks():
     schedule = optim.poly_schedule(DECAY, 0.5)
     np.testing.assert_allclose([schedule(0), schedule(4), schedule(8)], [0.5, 0.5 * 0.5**0.9, 0], rtol=1e-6)
     np.testing.assert_allclose(optim.poly_schedule(DECAY)(0), 7.0)
+
+
+def test_the_networks_adam_leaves_out_what_is_frozen_and_multiplies_rates():
+    settings = DECAY.copy_and_resolve_references()
+    settings.update({"frozen": ("^segmenter/b",), "multipliers": (("classifiers", 10.0),)})
+    groups = {"normalisation": "^norm", "classifiers": "^out"}
+    optimiser = optim.network_adam(SETTINGS, settings, groups, ("normalisation",))
+    params = {"segmenter": {name: jnp.ones(2) for name in ("a", "b", "norm", "out")}}
+    updates, _ = optimiser.update(jax.tree.map(lambda x: 3 * x, params), optimiser.init(params), params)
+    # Adam's first step is the rate, whatever the gradient.
+    expected = {"a": -0.05, "b": 0.0, "norm": 0.0, "out": -0.5}
+    for name, update in updates["segmenter"].items():
+        np.testing.assert_allclose(update, expected[name], rtol=1e-5)

@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny_run import tiny_run_config
 
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES
 from input_pipeline.needs import DomainNeeds
-from stpl_jax import checkpoint, methods, models, modes, optim, parallel, preflight, validation
+from stpl_jax import checkpoint, methods, models, modes, optim, parallel, predict, preflight, validation
 from stpl_jax.evaluate import evaluate, segment_clips
 from stpl_jax.methods import make_method
 from stpl_jax.methods.base import Aux, Method
@@ -126,6 +127,7 @@ def config(tiny_config):
 
 
 WITHOUT_SOURCE = ("self_training", "ur", "hcl", "da_vsn_free", "tps_free", "stpl", "spatial", "temporal", "stpl_plus")
+WITHOUT_SOURCE += ("tent", "sar", "cotta")
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -217,9 +219,10 @@ def test_a_method_says_which_role_it_lacks(network, method, role, config):
 
 
 class Online(Method):
-    """Moves one class's bias with each clip that it has seen; what it predicts shows how many these were."""
+    """Moves a copy's bias with each clip that it has seen; what that predicts shows how many these were."""
 
     online = True
+    inference = "extra/copy"
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter = config, segmenter
@@ -230,6 +233,7 @@ class Online(Method):
 
     def init(self, key, variables):
         return {"network": {"segmenter": variables["params"]}}, {
+            "copy": jax.tree.map(jnp.copy, variables["params"]),
             "seen": jnp.zeros(64),
             "count": jnp.zeros((), jnp.int32),
         }
@@ -242,18 +246,17 @@ class Online(Method):
     def after_update(self, state, aux):
         kept = state.extra
         seen = kept["seen"].at[kept["count"]].set(aux.extra)
-        segmenter = state.params["network"]["segmenter"]
-        kernel = segmenter["out"]["kernel"] * 0
-        bias = jnp.zeros_like(segmenter["out"]["bias"]).at[kept["count"] % 2 + 1].set(1.0)
-        out = {"out": {"kernel": kernel, "bias": bias}}
-        params = {"network": {"segmenter": segmenter | out}}
-        return state.replace(params=params, extra={"seen": seen, "count": kept["count"] + 1})
+        out = kept["copy"]["out"]
+        bias = jnp.zeros_like(out["bias"]).at[kept["count"] % 2 + 1].set(1.0)
+        copy = kept["copy"] | {"out": {"kernel": out["kernel"] * 0, "bias": bias}}
+        return state.replace(extra={"copy": copy, "seen": seen, "count": kept["count"] + 1})
 
 
 def test_an_online_method_predicts_before_it_updates_in_time_order(tmp_path, monkeypatch):
     monkeypatch.setitem(methods.METHODS, "counting", Online)
     config = tiny_run_config()
     config.model.name, config.method, config.compare_with = "decoded", "counting", ("source_only",)
+    config.methods.counting = ConfigDict(dict(frame_statistics=1.0))
     config.optim.steps = config.rows.source_only.optim.steps = 1
     config.steps = 1
     lines = []
@@ -264,6 +267,10 @@ def test_an_online_method_predicts_before_it_updates_in_time_order(tmp_path, mon
     assert len(scores.last["confusion"]) == len(CLASSES["viper"])
     stored = checkpoint.load_model(tmp_path / "counting")
     assert stored.meta.step == clips
+    loaded = predict.load(tmp_path, network=decoded(None, len(CLASSES["viper"])), tell=lines.append)
+    assert loaded.segmenter.frame_statistics == 1.0
+    out = stored.variables["params"]["out"]
+    assert not out["kernel"].any() and out["bias"].sum() == out["bias"][(clips - 1) % 2 + 1] == 1
     again = []
     modes.auto(config, tmp_path, again.append)
     assert any("counting  is done" in line for line in again)

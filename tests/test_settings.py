@@ -58,6 +58,8 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting():
     [
         ("checkpoint.keep", 0, "a whole number from 1 on"),
         ("checkpoint.every", 0, "a whole number from 1 on"),
+        ("methods.tent.frame_statistics", 1.5, "a number from 0 to 1"),
+        ("methods.cotta.scales", (1.0, 0.0), "a tuple of 1 or more values, each a number above 0"),
         ("log_every", 0, "a whole number from 1 on"),
         ("steps", 0, "a whole number from 1 on, or None"),
         ("optim.steps", -5, "a whole number from 1 on"),

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from input_pipeline.labels import CLASSES
-from stpl_jax import parallel, validation
+from stpl_jax import methods, parallel, validation
 from stpl_jax.evaluate import evaluate, segment_clips
 from stpl_jax.ops.resize import argmax_resized, resize_align_corners
 from stpl_jax.records import RowScores
 from stpl_jax.report import writing
 from stpl_jax.report.numbers import make_report
+from stpl_jax.train_state import TrainState
 
 NAMES = [f"class {i}" for i in range(5)]
 
@@ -107,3 +108,14 @@ def test_a_report_without_temporal_consistency_has_dashes_and_says_why(tiny_conf
         assert "not measured, because there was no flow into the frame before the earlier one" in told
     numbers = make_report(tiny_config, {"stpl": whole})
     assert "not measured" not in writing.report_text(numbers, "stpl")
+
+
+def test_the_model_of_a_state_is_where_the_method_says():
+    class Teacher(methods.base.Method):
+        inference = "extra/teacher"
+        loss = None
+
+    state = TrainState(0, {"network": {"segmenter": "student"}}, "statistics", {}, {"teacher": "teacher"})
+    assert validation.model_of(state, Teacher()) == ("teacher", "statistics")
+    Teacher.inference = methods.base.Method.inference
+    assert validation.model_of(state, Teacher()) == ("student", "statistics")

@@ -5,16 +5,21 @@ from functools import partial
 from input_pipeline.errors import UserError
 from stpl_jax.methods.alpha_bn import AlphaBN
 from stpl_jax.methods.bn_statistics import BNStatistics
+from stpl_jax.methods.cbna import CBNA
+from stpl_jax.methods.cotta import CoTTA
 from stpl_jax.methods.da_vsn import DAVSN
 from stpl_jax.methods.fda import FDA
 from stpl_jax.methods.hcl import HCL
 from stpl_jax.methods.pixmatch import PixMatch
 from stpl_jax.methods.rda import RDA
+from stpl_jax.methods.sar import SAR
 from stpl_jax.methods.self_training import SelfTraining
 from stpl_jax.methods.stpl import STPL
 from stpl_jax.methods.stpl_plus import STPLPlus
 from stpl_jax.methods.supervised import Supervised
+from stpl_jax.methods.tent import Tent
 from stpl_jax.methods.tps import TPS
+from stpl_jax.methods.ubna import UBNA
 from stpl_jax.methods.ur import UR
 from stpl_jax.methods.vat_vst import VATVST
 
@@ -23,6 +28,11 @@ METHODS = {
     "oracle": partial(Supervised, domain="target"),
     "bn_statistics": BNStatistics,
     "alpha_bn": AlphaBN,
+    "ubna": UBNA,
+    "cbna": CBNA,
+    "tent": Tent,
+    "sar": SAR,
+    "cotta": CoTTA,
     "self_training": SelfTraining,
     "fda": FDA,
     "pixmatch": PixMatch,

@@ -38,12 +38,15 @@ class Method(abc.ABC):
         as the clips before it have left it, and then trained on, once and without its label.
       frozen: groups of the segmentation network that it does not train. Here: as the paper, scale and bias of
         normalisation.
+      inference: where in the `TrainState` the parameters are that inference uses: those that are scored, and that a
+        checkpoint holds as its network. Here: the network that is trained; a method may name a teacher's.
     """
 
     needs: Mapping[str, DomainNeeds]
     roles: tuple[str, ...] = ()
     online: bool = False
     frozen: tuple[str, ...] = ("normalisation",)
+    inference: str = "params/network/segmenter"
 
     def init(self, key, variables):
         """Adds the method's own parameters to a segmentation network.
