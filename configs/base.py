@@ -238,6 +238,7 @@ def get_config():
                 scale=(0.5, 1.5),  # smallest and largest factor of the frame's size
                 crop=(1.0, 1.0),  # (height, width) that it is cut or padded to, as shares of the frame's
                 flip_probability=0.5,
+                beyond="mirror",  # what fills a view that is larger than the frame: mirror, or zero (black)
             ),
             entropy_weight=1.0,
             uncertainty_weight=0.1,

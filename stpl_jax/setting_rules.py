@@ -221,6 +221,7 @@ RULES = {
     "methods.stpl.contrast.scope": one_of(*SCOPES),
     "methods.*.label_statistics": one_of("running", "batch"),
     "methods.ur.view.scale": rising(RATE),
+    "methods.ur.view.beyond": one_of("mirror", "zero"),
     "methods.ur.view.crop": each(number(above=0, high=1), 2),
     "methods.hcl.pseudo_labels": one_of(*LABELLERS),
     "methods.ur.pseudo_labels": one_of("source", "current"),

@@ -10,12 +10,13 @@ Weights and details are the public code's, with these differences.
 
 - Pseudo-labels are the source model's as there, but made in each step, with thresholds over the device's clips, from
   all their confidences; there they are made once, over the whole set, from every tenth confidence of each class.
-  `pseudo_labels=current`, the network of the moment, is ours: its running averages are those of views that are black in
-  part, and what it labels by them gets worse from step to step.
+  `pseudo_labels=current`, by the network of the moment, is ours.
 - Predictions are those of the video network, from two frames, which share one view; decoders see x_t alone. All terms
   are at feature resolution, labels too; there at the frames'.
-- Where a scaled frame is smaller than the view, the rest is black, as there, and enters batch normalisation's
-  statistics. There it is labelled as class 0, road, and counts in every term: a fault. Here it counts in none.
+- Where a scaled frame is smaller than the view, the rest is black there, a fifth of all pixels, labelled as class 0,
+  road, and counts in every term: a fault. Here it counts in none, and is the frame mirrored at its border: what is
+  black enters the running averages, too, and they alone, with nothing trained, take the source model of the embedded
+  benchmark (seed 0) from 26.2 to 15.6 mIoU. `view.beyond=zero` is the public code's.
 - A view is sampled from the frame at the training size, by bilinear interpolation without smoothing; there from the
   original frame, which has more detail, by Pillow, which smooths what it shrinks.
 - Scale and bias of batch normalisation stay as they are; there they are trained outside the stem.
@@ -105,7 +106,7 @@ class UR(Method):
 
         def show(key, frames, flow):
             view = sample_view(key, size, out_size, tuple(settings.scale), settings.flip_probability)
-            images = view_images(frames.astype(dtype), view, out_size)
+            images = view_images(frames.astype(dtype), view, out_size, settings.beyond)
             return view, images, view_flow(flow.astype(dtype), view, out_size)
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, data["index"])

@@ -83,22 +83,22 @@ def _middle_box(size: tuple[int, int], out_size: tuple[int, int], ratio: tuple[f
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def crop_resized(images: jax.Array, box: Box, size: tuple[int, int]) -> jax.Array:
+def crop_resized(images: jax.Array, box: Box, size: tuple[int, int], beyond: str = "zero") -> jax.Array:
     """Cuts a box out of images and resizes it bilinearly; beyond the box its border pixels are repeated.
-
-    Pixels of the result whose centres lie beyond the frame are 0.
 
     Args:
       images: [..., H, W, C] floating point.
       box: a `Box` of scalars.
       size: (h, w) of the result.
+      beyond: pixels of the result whose centres lie beyond the frame: zero, or mirror (the frame once more, mirrored at
+        its border).
 
     Returns:
       [..., h, w, C] of the dtype of images.
     """
     dtype = compute_dtype(images.dtype)
-    rows = _weights(box.top, box.height, images.shape[-3], size[0], dtype)
-    columns = _weights(box.left, box.width, images.shape[-2], size[1], dtype)
+    rows = _weights(box.top, box.height, images.shape[-3], size[0], beyond, dtype)
+    columns = _weights(box.left, box.width, images.shape[-2], size[1], beyond, dtype)
     out = jnp.einsum("hy,...yxc->...hxc", rows, images.astype(dtype), precision=lax.Precision.HIGHEST)
     out = jnp.einsum("wx,...hxc->...hwc", columns, out, precision=lax.Precision.HIGHEST)
     return out.astype(images.dtype)
@@ -122,16 +122,20 @@ def crop_resized_flow(flow: jax.Array, box: Box, size: tuple[int, int]) -> jax.A
     return crop_resized(flow, box, size) * factors
 
 
-def _weights(start: jax.Array, length: jax.Array, size_in: int, size_out: int, dtype) -> jax.Array:
+def _weights(start: jax.Array, length: jax.Array, size_in: int, size_out: int, beyond: str, dtype) -> jax.Array:
     """Bilinear weights [size_out, size_in] from a frame's axis to a resized part of it."""
     scale = length.astype(dtype) / size_out
     position = (jnp.arange(size_out, dtype=dtype) + 0.5) * scale - 0.5
     position = jnp.clip(position, 0, (length - 1).astype(dtype)) + start.astype(dtype)
     inside = (position >= -0.5) & (position < size_in - 0.5)
+    if beyond == "mirror":
+        position = jnp.where(position < -0.5, -1 - position, position)
+        position = jnp.where(position >= size_in - 0.5, 2 * size_in - 1 - position, position)
     position = jnp.clip(position, 0, size_in - 1)
     # A tent of width one on each side of the position.
     distance = jnp.abs(jnp.arange(size_in, dtype=dtype)[None, :] - position[:, None])
-    return jnp.where(inside[:, None], jnp.maximum(1 - distance, 0), 0)
+    weights = jnp.maximum(1 - distance, 0)
+    return weights if beyond == "mirror" else jnp.where(inside[:, None], weights, 0)
 
 
 def _nearest(start: jax.Array, length: jax.Array, size_out: int) -> jax.Array:

@@ -1,7 +1,8 @@
 """Views of a clip to train on: mirrored or not, scaled by a factor and cut to a fixed size, on the device.
 
 Scaling and cutting are one sampling of a box, `geometry.py`. Where the scaled frame is smaller than the cut, the box
-reaches beyond the frame's lower and right border: images and flow are 0 there, and `within_frame` says so.
+reaches beyond the frame's lower and right border: flow is 0 there, images are black or mirrored in, and `within_frame`
+says so.
 """
 
 from typing import NamedTuple
@@ -56,9 +57,9 @@ def sample_view(
     return View(mirrored, Box(*starts, *lengths))
 
 
-def view_images(images: jax.Array, view: View, out_size: tuple[int, int]) -> jax.Array:
-    """Shows images `[..., H, W, C]`, floating point, in a view: `[..., h, w, C]`."""
-    return crop_resized(jnp.where(view.mirrored, mirror(images), images), view.box, out_size)
+def view_images(images: jax.Array, view: View, out_size: tuple[int, int], beyond: str = "zero") -> jax.Array:
+    """Shows images `[..., H, W, C]`, floating point, in a view: `[..., h, w, C]`; `beyond`: as `crop_resized`."""
+    return crop_resized(jnp.where(view.mirrored, mirror(images), images), view.box, out_size, beyond)
 
 
 def view_flow(flow: jax.Array, view: View, out_size: tuple[int, int]) -> jax.Array:

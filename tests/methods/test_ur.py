@@ -114,6 +114,7 @@ def results(clips, drawn_variables, tiny_settings):
         segmenter, config = patch_network(), tiny_settings.copy_and_resolve_references()
         config.method = "ur"
         config.methods.ur.update({"decoders": DECODERS, "proportion": SHARE})
+        config.methods.ur.view.beyond = "zero"  # the public code's
         config.methods.ur.view.crop = tuple(o / s for o, s in zip(OUT, SIZE, strict=True))
         config.batch_norm.average_over = "clean"  # the view is, by its colours
         variables = drawn_variables(segmenter)

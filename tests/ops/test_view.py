@@ -41,6 +41,15 @@ def test_views_agree_with_loops(x64, mirrored):
         assert (expected == 255).any() == (box[0] + box[2] > SIZE[0] or box[1] + box[3] > SIZE[1])
 
 
+def test_what_lies_beyond_the_frame_may_be_its_mirror_image(x64):
+    image = np.random.default_rng(1).uniform(1, 255, (*SIZE, 3))
+    larger = np.pad(image, ((0, SIZE[0]), (0, SIZE[1]), (0, 0)), "symmetric")
+    show = jax.jit(lambda view: view_images(jnp.asarray(image), view, OUT, "mirror"))
+    for box in BOXES:
+        view = view_of(False, box)
+        np.testing.assert_allclose(show(view), image_shown(larger, view, OUT), atol=1e-10, err_msg=str(box))
+
+
 def test_half_a_frame_by_hand():
     # Two rows of four pixels at half their size in a view as large as they are: averages of 2×2, and black.
     image = jnp.asarray([[0, 2, 4, 6], [2, 4, 6, 8]], jnp.float32)[..., None]
