@@ -1,0 +1,106 @@
+"""The benchmark of real video: means, differences and files, from scores made up; and what it asks main.py for."""
+
+import csv
+import io
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import real
+from configs import camvid
+from stpl_jax.methods import METHODS
+
+ROWS = ("source_only", "bn_statistics", "alpha_bn", "stpl")
+
+
+def record(miou, seconds=0.5, step=20):
+    scores = {"miou": miou, "iou": {"sky": miou + 1, "sign": None}, "temporal_consistency": 80.0, "step": step}
+    return {"last": scores, "seconds_per_step": seconds}
+
+
+@pytest.fixture
+def runs():
+    """Two drives of two seeds, and the one that rates were chosen on."""
+    mious = {"0001TP": ((20, 30, 40, 44), (20, 32, 38, 46)), "0016E5": ((30, 20, 36, 35), (30, 22, 36, 33))}
+    mious["0006R0"] = ((40, 30, 45, 50), (40, 30, 45, 50))
+    return {
+        drive: {seed: {r: record(m) for r, m in zip(ROWS, values, strict=True)} for seed, values in enumerate(both, 1)}
+        for drive, both in mious.items()
+    }
+
+
+def test_differences_are_taken_on_the_same_drive_and_seed(runs):
+    lines = {(line["drive"], line["row"]): line for line in real.summarise(runs, ROWS)}
+    stpl = lines["0001TP", "stpl"]
+    assert stpl["miou"] == [44, 46]
+    assert stpl["over"] == {"source_only": [24, 26], "bn_statistics": [14, 14], "alpha_bn": [4, 8]}
+    assert stpl["iou"] == {"sky": 46, "sign": None} and stpl["temporal_consistency"] == 80
+    assert (stpl["seconds_per_step"], stpl["steps"]) == (0.5, 20)
+
+
+def test_the_drive_that_rates_were_chosen_on_stands_apart(runs):
+    text = real.markdown(real.summarise(runs, ROWS), (1, 2), (360, 480), "command")
+    line = next(x for x in text.splitlines() if x.startswith("| stpl |"))
+    # Means of 44, 35 and of 46, 33; over source 24, 5 and 26, 3; over statistics 14, 15 and 14, 11; over
+    # alpha 4, -1 and 8, -3. 20 steps of half a second.
+    means = "45.0 ± 1.4 | 34.0 ± 1.4 | 39.5 ± 0.0 | +14.5 ± 0.0 | +13.5 ± 1.4 | +2.0 ± 0.7"
+    assert line == f"| stpl | {means} | +3.0 | 50.0 ± 0.0 | 10 |"
+    assert "| stpl | 40.5 | - |" in text, "IoU of sky, 45 and 46, 35 + 1 and 34, over the drives that count"
+    assert "480×360" in text and "0006R0 (rates chosen on it)" in text
+
+
+def test_a_row_that_diverged_is_said_to(runs):
+    runs["0016E5"][2]["stpl"] = None
+    lines = real.summarise(runs, ROWS)
+    line = next(x for x in real.markdown(lines, (1, 2), (360, 480), "").splitlines() if x.startswith("| stpl |"))
+    assert line.startswith("| stpl | 45.0 ± 1.4 | diverged | diverged | diverged |")
+    found = list(csv.DictReader(io.StringIO(real.comma_separated(lines, (1, 2)))))
+    cells = {(r["drive"], r["row"], r["seed"]): r for r in found}
+    assert cells["0016E5", "stpl", "2"]["miou"] == "" and cells["0016E5", "stpl", "1"]["over alpha_bn"] == "-1"
+
+
+@pytest.mark.parametrize("drives", [["0006R0"], ["Seq05VD"]])
+def test_one_drive_alone(runs, drives):
+    runs = {drives[0]: runs["0006R0"]}
+    text = real.markdown(real.summarise(runs, ROWS), (1, 2), (360, 480), "")
+    line = next(x for x in text.splitlines() if x.startswith("| stpl |"))
+    assert "| 50.0 ± 0.0 |" in line and "+5.0 ± 0.0" in line
+
+
+def test_rows_are_run_one_by_one_and_once(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, stderr, text):
+        calls.append(command)
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in command[2:])
+        folder = Path(flags["workdir"]) / flags["config.method"]
+        if flags["config.method"] == "stpl":
+            return SimpleNamespace(returncode=1, stderr="NonFiniteLoss: stpl, step 3: the loss is not finite")
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text(json.dumps(record(30)))
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    arguments = SimpleNamespace(camvid=tmp_path / "camvid", source=tmp_path / "model", workdir=tmp_path / "runs")
+    workdir = tmp_path / "runs" / "Seq05VD" / "seed2"
+    for _ in range(2):
+        found = real.run_rows(workdir, "Seq05VD", 2, ("source_only", "stpl"), arguments, ("--config.x=1",))
+        assert found == {"source_only": record(30), "stpl": None}
+    assert len(calls) == 3, "source_only was done the second time"
+    assert {f"--config.init_from={arguments.source}", "--config.data.target.drive=Seq05VD", "--config.seed=2"} <= {
+        *calls[0]
+    }
+    monkeypatch.setattr(subprocess, "run", lambda *a, **b: SimpleNamespace(returncode=1, stderr="out of memory"))
+    with pytest.raises(SystemExit, match="out of memory"):
+        real.run_rows(workdir, "Seq05VD", 2, ("stpl",), arguments)
+
+
+def test_every_row_exists_and_those_that_learn_have_a_rate():
+    rows = camvid.get_config().rows
+    assert len(set(real.ROWS)) == len(real.ROWS) and set(real.ROWS) <= set(METHODS) | set(rows)
+    assert set(camvid.LEARNING_RATES) <= set(real.ROWS)
+    still = set(real.ROWS) - set(camvid.LEARNING_RATES)
+    assert still == {*real.CONTROLS, "alpha_bn_25", "alpha_bn_75", "ubna", "cbna"}
