@@ -46,7 +46,7 @@ def train(config, workdir, row, init_from=None, progress=print):
     folder = Path(workdir) / row
     segmenter = build_segmenter(config)
     method = make_method(config, segmenter)
-    optimisers = method.optimisers(config.optim)
+    optimisers = method.optimisers(on_the_way(config.optim) if method.online else config.optim)
     sources = {
         domain: open_together(config, workdir, domain, needs, progress) for domain, needs in method.needs.items()
     }
@@ -100,6 +100,11 @@ def train(config, workdir, row, init_from=None, progress=print):
         if method.online and best:  # the run ended between its checkpoint and its record
             last = best
         elif is_scored_online(config, method):
+            if not method.online:
+                one_step = make_train_step(
+                    method, method.optimisers(on_the_way(config.optim)), config.seed, config.optim.accumulate
+                )
+                train_step = parallel.pmap(one_step, donate_state=True)
             last, state = validation.score_online(state, train_step, method, None if method.online else steps)
         else:
             last = validation.score(state, method, steps)
@@ -114,6 +119,13 @@ def train(config, workdir, row, init_from=None, progress=print):
     if processes.is_first():
         scores = (last, best, meta.config, log.seconds_per_step(), meta.data)
         RowScores(row, config.method, start.origin, *scores).write(workdir)
+
+
+def on_the_way(settings):
+    """`config.optim` without warm-up and decay, for what is learnt while it is scored: a stream has no last step."""
+    settings = settings.copy_and_resolve_references()
+    settings.power, settings.warmup_steps = 0.0, 0
+    return settings
 
 
 def device_batches(config, method, sources, positions, count):
