@@ -1,15 +1,17 @@
 """Real video: a model of Cityscapes on CamVid's drives, every source-free row and control.
 
-    python -m stpl_jax.convert espnet espnet_p_2_q_8.pth runs/espnet
-    python -m benchmarks.real --camvid=CAMVID --source=runs/espnet
-    python -m benchmarks.real --camvid=CAMVID --source=runs/espnet --drives Seq05VD --rows alpha_bn stpl_plus --seeds=1
+    python -m stpl_jax.convert espnet espnet_p_2_q_8.pth weights/espnet
+    python -m benchmarks.real --camvid=CAMVID --source=weights/espnet
+    python -m benchmarks.real --camvid=CAMVID --source=weights/espnet --drives Seq05VD --rows stpl_plus --seeds=1
 
 docs/real_data.md says where CamVid is from, docs/weights.md the weights. Each drive is a target of its own: adapted on
-its first half, scored on its second. Learning rates are those of configs/camvid.py, which `--tune` chose: the same
-tries for every row on `CHOSEN_ON` alone, with a seed that the table does not use. That drive is shown apart.
+its first half, scored on its second. Online rows see the second half alone: each frame is predicted, and learnt from
+after that. Learning rates are those of configs/camvid.py, which `--tune` chose: the same tries for every row on
+`CHOSEN_ON` alone, with a seed that the table does not use. That drive is shown apart.
 
-Each drive and seed is one working directory, `<workdir>/<drive>/seed<N>`: a row that is done there is not run again,
-and one that was stopped goes on. Writes `real.md`, `.csv` and `.json`; with `--tune`, `real_tuning.md` and `.json`.
+Each drive and seed is one working directory, `<workdir>/<source>-<size>/<drive>/seed<N>`: a row that is done there is
+not run again, and one that was stopped goes on. Writes `real.md`, `.csv` and `.json` (`--tune`: `real_tuning.md` and
+`.json`) into `--results`: those of the project for the whole table, and the working directory for parts of it.
 """
 
 import csv
@@ -21,9 +23,10 @@ import sys
 from pathlib import Path
 
 from benchmarks import measure
-from configs.camvid import LEARNING_RATES
+from configs import camvid
 from input_pipeline import run_folder
 from input_pipeline.files import write_atomically
+from stpl_jax.methods import METHODS
 
 CONFIG = "configs/camvid.py"
 DRIVES = ("0001TP", "0006R0", "0016E5", "0016E5_dense")
@@ -68,6 +71,12 @@ def run_rows(workdir, drive, seed, rows, arguments, flags=()):
     Returns:
       row -> content of its `evaluation.json`; None for a row whose loss was no longer finite.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
+    cache = workdir / run_folder.COMPILATION_CACHE
+    if not cache.exists():  # programs are the same for every drive and seed
+        shared = arguments.workdir.absolute() / run_folder.COMPILATION_CACHE
+        shared.mkdir(exist_ok=True)
+        cache.symlink_to(shared)
     for row in rows:
         if run_folder.evaluation(workdir, row).is_file():
             continue
@@ -76,10 +85,28 @@ def run_rows(workdir, drive, seed, rows, arguments, flags=()):
         command += [f"--config.data.target.drive={drive}", f"--config.method={row}", "--config.compare_with=()"]
         command += [f"--config.data.prepared_dir={arguments.workdir / drive / 'data'}", "--config.report.frames=0"]
         result = subprocess.run([*command, *flags], stderr=subprocess.PIPE, text=True)
-        if result.returncode and "NonFiniteLoss" not in result.stderr and "not finite" not in result.stderr:
+        if result.returncode and "NonFiniteLoss" not in result.stderr:
             raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
     found = {row: run_folder.evaluation(workdir, row) for row in rows}
-    return {row: json.loads(path.read_text()) if path.is_file() else None for row, path in found.items()}
+    records = {row: json.loads(path.read_text()) if path.is_file() else None for row, path in found.items()}
+    for row, record in records.items():
+        _check_rate(workdir, row, record, flags)
+    return records
+
+
+def _check_rate(workdir, row, record, flags):
+    """Raises `SystemExit` where a row was done with another rate than it has today."""
+    key = "methods.cotta.learning_rate" if row == "cotta" else "optim.learning_rate"
+    given = [flag.partition("=")[2] for flag in flags if flag.startswith(f"--config.rows.{row}.{key}=")]
+    if record and row in camvid.LEARNING_RATES:
+        wanted, done = float((given or [camvid.LEARNING_RATES[row]])[-1]), record["config"]
+        for part in key.split("."):
+            done = done[part]
+        if done != wanted:
+            raise SystemExit(
+                f"{workdir / row} was done with a learning rate of {done:g}, and {wanted:g} is asked for: remove it, "
+                "or use another --workdir."
+            )
 
 
 def summarise(runs, rows):
@@ -91,8 +118,8 @@ def summarise(runs, rows):
 
     Returns:
       List of dicts, one a drive and row: `drive`, `row`, `miou`, one number a seed (None: diverged), `over` control ->
-      differences to it on the same seed, `iou` class -> mean over seeds, `temporal_consistency`, mean over seeds,
-      `seconds_per_step` and `steps` of the first seed.
+      differences to it on the same seed; means over seeds: `iou` class -> number, `temporal_consistency`, `seconds` of
+      training (None: nothing was trained before scoring).
     """
     lines = []
     for drive, seeds in runs.items():
@@ -109,8 +136,7 @@ def summarise(runs, rows):
                         name: _mean(s["iou"][name] for s in scores) for name in (scores[0]["iou"] if scores else ())
                     },
                     "temporal_consistency": _mean(s["temporal_consistency"] for s in scores),
-                    "seconds_per_step": found[0] and found[0].get("seconds_per_step"),
-                    "steps": found[0] and found[0]["last"]["step"],
+                    "seconds": _mean((r.get("seconds_per_step") or 0) * r["last"]["step"] or None for r in found if r),
                 }
             )
     return lines
@@ -149,16 +175,15 @@ def markdown(lines, seeds, size, command):
     def line_of(row):
         lowest = [min(values) if None not in values else None for d in counted or drives
                   for values in [by_drive[d, row]["over"]["source_only"]]]  # fmt: skip
-        first = by_drive[(counted or drives)[0], row]
-        pace = first["seconds_per_step"]
+        seconds = _mean(by_drive[drive, row]["seconds"] for drive in counted or drives)
         return (
-            row,
+            f"{row} (online)" if online(row) else row,
             *(_cell(by_drive[drive, row]["miou"]) for drive in counted),
             _cell(over_drives(row, lambda line: line["miou"])),
             *(_cell(over_drives(row, lambda line, c=control: line["over"][c]), "+") for control in CONTROLS),
             "diverged" if None in lowest else f"{min(lowest):+.1f}",
             *(_cell(by_drive[drive, row]["miou"]) for drive in apart),
-            "-" if not pace or not first["steps"] else f"{pace * first['steps']:.0f}",
+            "-" if seconds is None else f"{seconds:.0f}",
         )
 
     head = ("row", *counted, "mean", *(f"over {control}" for control in CONTROLS), "worst over source_only")
@@ -166,15 +191,20 @@ def markdown(lines, seeds, size, command):
     classes = list(next(line["iou"] for line in lines if line["iou"]))
 
     def by_class(row):
-        values = [[by_drive[d, row]["iou"].get(name) for d in counted or drives] for name in classes]
-        return (row, *("-" if (mean := _mean(each)) is None else f"{mean:.1f}" for each in values))
+        cells = [by_drive[drive, row] for drive in counted or drives]
+        if any(None in cell["miou"] for cell in cells):
+            return (row, *["-"] * len(classes))
+        means = [_mean(cell["iou"].get(name) for cell in cells) for name in classes]
+        return (row, *("-" if mean is None else f"{mean:.1f}" for mean in means))
 
     text = [
         "# Real video: Cityscapes to CamVid",
-        f"mIoU of CamVid's 11 classes on the second half of each drive, adapted on the first, at {size[1]}×{size[0]}; "
-        f"percent, mean ± standard deviation over seeds {', '.join(map(str, seeds))}; last step. "
-        + (f"Learning rates were chosen on {CHOSEN_ON} alone, which the means leave out. " if apart else "")
-        + "Differences are taken on the same drive and seed. Seconds: of adaptation, without compilation.",
+        f"mIoU of CamVid's 11 classes on the second half of each drive, adapted on the first (online rows: on the "
+        f"second itself, each frame after it was predicted), at {size[1]}×{size[0]}; percent, mean ± standard deviation over "
+        f"seeds {', '.join(map(str, seeds))}; last step. "
+        + (f"Learning rates were chosen on {CHOSEN_ON} alone, which the means leave out. " if apart and counted else "")
+        + "Differences are taken on the same drive and seed; the worst is that of all drives and seeds. Seconds: of "
+        "training before scoring, without compilation, mean over drives.",
         measure.markdown(head, [line_of(row) for row in rows]),
         f"IoU of each class, mean over {', '.join(counted or drives)}:",
         measure.markdown(("row", *classes), [by_class(row) for row in rows]),
@@ -196,20 +226,30 @@ def comma_separated(lines, seeds):
     return out.getvalue()
 
 
+def online(row):
+    """Whether a row adapts while it is scored."""
+    return getattr(METHODS.get(row), "online", False)
+
+
 def tune(arguments, flags):
     """Tries every rate for every row that learns on `CHOSEN_ON` and writes which was best."""
     scores = {}
     for rate in RATES:
-        rates = [f"--config.rows.{row}.optim.learning_rate={rate}" for row in LEARNING_RATES]
+        rates = [
+            f"--config.rows.{row}.{'methods.cotta' if row == 'cotta' else 'optim'}.learning_rate={rate}"
+            for row in camvid.LEARNING_RATES
+        ]
         workdir = arguments.workdir / CHOSEN_ON / f"rate{rate}"
-        found = run_rows(workdir, CHOSEN_ON, CHOSEN_WITH, list(LEARNING_RATES), arguments, (*rates, *flags))
+        found = run_rows(workdir, CHOSEN_ON, CHOSEN_WITH, list(camvid.LEARNING_RATES), arguments, (*rates, *flags))
         scores[rate] = {row: record and record["last"]["miou"] for row, record in found.items()}
-    chosen = {row: max(RATES, key=lambda rate, row=row: scores[rate][row] or -1) for row in LEARNING_RATES}
+    chosen = {row: max(RATES, key=lambda rate, row=row: scores[rate][row] or -1) for row in camvid.LEARNING_RATES}
 
     def cells(row):
         return ("diverged" if (miou := scores[rate][row]) is None else f"{miou:.1f}" for rate in RATES)
 
-    table = measure.markdown(("row", *RATES, "chosen"), [(row, *cells(row), chosen[row]) for row in LEARNING_RATES])
+    table = measure.markdown(
+        ("row", *RATES, "chosen"), [(row, *cells(row), chosen[row]) for row in camvid.LEARNING_RATES]
+    )
     command = " ".join(["python -m benchmarks.real", *sys.argv[1:]])
     head = f"mIoU on the second half of {CHOSEN_ON}, seed {CHOSEN_WITH}, for each learning rate"
     write_atomically(arguments.results / "real_tuning.md", f"{head}\n\n{table}\n\n    {command}\n")
@@ -227,16 +267,19 @@ def main():
     parser.add_argument("--source", type=Path, required=True, help="checkpoint of a model of Cityscapes' classes")
     parser.add_argument("--drives", nargs="+", default=DRIVES)
     parser.add_argument("--rows", nargs="+", default=ROWS)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on")
+    parser.add_argument("--seeds", type=int, choices=range(1, 100), metavar="N", default=3, help="how many, from 1 on")
     parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--tune", action="store_true", help="choose learning rates instead")
     parser.add_argument("--workdir", type=Path, default=Path("runs/real"))
-    parser.add_argument("--results", type=Path, default=measure.RESULTS)
+    parser.add_argument("--results", type=Path, help="folder for results")
     arguments, flags = parser.parse_known_args()
     unknown = [flag for flag in flags if not flag.startswith("--config.")]
     if unknown:
         parser.error(f"unrecognised arguments: {' '.join(unknown)}")
     flags.append(f"--config.data.target.size={tuple(arguments.size)}")
+    part = flags[:-1] or (arguments.drives, arguments.rows, arguments.seeds) != (DRIVES, ROWS, 3)
+    arguments.results = arguments.results or (arguments.workdir if part else measure.RESULTS)
+    arguments.workdir = arguments.workdir / f"{arguments.source.name}-{arguments.size[0]}x{arguments.size[1]}"
     if arguments.tune:
         tune(arguments, flags)
         return

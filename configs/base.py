@@ -249,6 +249,7 @@ def get_config():
             decoder_multiplier=60.0,
             own=dict(  # the publication's optimiser, with optim.profile=own
                 clips_per_device=2,
+                clip_norm=0.0,
                 learning_rate=5e-5,
                 power=0.0,  # a constant rate
                 steps=3_200,  # two passes over as many images, two a step
@@ -273,6 +274,7 @@ def get_config():
             augment=stpl.augment.to_dict(),
             own=dict(
                 clips_per_device=9,
+                clip_norm=0.0,
                 learning_rate=1e-4,
                 warmup_steps=5_000,
                 nesterov=True,
@@ -290,6 +292,8 @@ def get_config():
             entropy_weight=0.005,
             entropy_power=2.0,  # η
             own=dict(
+                clips_per_device=1,
+                clip_norm=0.0,
                 learning_rate=2.5e-4,
                 steps=100_000,
                 decay_steps=150_000,
@@ -321,6 +325,8 @@ def get_config():
                 blur_radii=(0.71, 1.0, 1.0),
             ),
             own=dict(
+                clips_per_device=1,
+                clip_norm=0.0,
                 learning_rate=1e-4,
                 steps=40_000,
                 decay_steps=40_000,
@@ -341,6 +347,8 @@ def get_config():
             discriminator=dict(learning_rate=1e-4, betas=(0.9, 0.99), width=64),
             attacker=dict(learning_rate=1e-4, betas=(0.9, 0.99)),  # ours: the published gate gets no gradient
             own=dict(
+                clips_per_device=1,
+                clip_norm=0.0,
                 learning_rate=2.5e-4,
                 steps=120_000,
                 decay_steps=250_000,
@@ -358,6 +366,8 @@ def get_config():
             clip_norm=1.0,  # of the network's gradient and of each discriminator's, in place of optim.clip_norm
             discriminator=dict(learning_rate=1e-4, betas=(0.9, 0.99), width=64),
             own=dict(
+                clips_per_device=1,
+                clip_norm=0.0,
                 learning_rate=2.5e-4,
                 steps=120_000,
                 decay_steps=250_000,
@@ -375,6 +385,8 @@ def get_config():
             window=3,  # frames, x_t among them, whose predictions are averaged and have to agree
             threshold=0.5,  # least averaged probability of a pseudo-label
             own=dict(
+                clips_per_device=1,
+                clip_norm=0.0,
                 learning_rate=2.5e-4,
                 steps=40_000,
                 decay_steps=40_000,
@@ -391,6 +403,8 @@ def get_config():
             as_published=False,  # with two faults of the public code, which stpl_jax/methods/tps.py describes
             augment=stpl.augment.to_dict() | dict(grey_probability=0.2),
             own=dict(
+                clips_per_device=1,
+                clip_norm=0.0,
                 # Beside λ 0.1, for VIPER. 2.5e-4 beside λ 1, for SYNTHIA-Seq, and beside λ 0.5, in older public code.
                 learning_rate=1e-4,
                 steps=40_000,

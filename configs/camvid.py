@@ -58,6 +58,8 @@ def get_config():
     config.optim.steps = config.optim.decay_steps = 100
     config.optim.clip_norm = 5.0
     config.batch_norm.average_over = "clean"
+    # Rates that add up to the public code's 1.6, see configs/base.py, here from 1e-4·100/1.9.
+    config.methods.ur.decoder_multiplier = 300.0
     config.evaluate.every = 0
     config.checkpoint.every = 50
     config.log_every = 10

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-# By experiments/tune.py, the same tries for every row; rows that are not named take config.optim.learning_rate.
+# By experiments/tune.py, the same tries for every row; rows that are not named take config.optim.learning_rate. For
+# PixMatch, RDA, UR and HCL they were chosen before these were as their public code has them.
 LEARNING_RATES = {
     "self_training": 1e-4,
     "duplicate": 1e-4,

@@ -230,7 +230,7 @@ def run_row(config, workdir, row, progress=print):
     if row != SOURCE:
         origin = processes.from_first(lambda: str(model_choice.source_model(config, workdir)))
     _estimate_flow(settings, workdir, _method_needs(settings) | {"val": None}, progress)
-    if settings.optim.steps > settings.optim.decay_steps:
+    if settings.optim.steps > settings.optim.decay_steps and settings.optim.power:
         progress(
             f"{row}  WARNING: optim.steps={settings.optim.steps} is more than optim.decay_steps="
             f"{settings.optim.decay_steps}, from where on the learning rate is 0"

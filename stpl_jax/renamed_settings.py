@@ -3,6 +3,17 @@
 from input_pipeline import optical_flow
 from stpl_jax.methods import section_of
 
+# What was computed before there were these settings.
+_BEFORE = {
+    "model.fusion.propagation": "warp",
+    "methods.hcl.label_statistics": "batch",
+    "methods.ur.label_statistics": "batch",
+    "methods.ur.pseudo_labels": "current",
+    "methods.ur.view.scale": [1.0, 1.0],
+    "methods.ur.view.flip_probability": 0.0,
+    "methods.ur.decoder_multiplier": 1.0,
+}
+
 
 def new_spelling(key, value):
     """Returns the end of a sentence that says what an old setting, such as `flow.source`, is now, or an empty text."""
@@ -24,7 +35,9 @@ def as_now(stored):
     Args:
       stored: the settings that a row was begun with, likewise, `method` among them.
     """
-    stored = {"model.fusion.propagation": "warp"} | stored
-    if "data.flip" in stored:
-        stored[f"methods.{section_of(stored['method'])}.mirror"] = stored.pop("data.flip")
+    stored = _BEFORE | {"methods.rda.clip_norm": stored.get("optim.clip_norm", 0.0)} | stored
+    flip = stored.pop("data.flip", None)
+    # Without source data nothing was mirrored.
+    if flip is not None and not stored.get("source_free"):
+        stored[f"methods.{section_of(stored['method'])}.mirror"] = flip
     return stored

@@ -9,6 +9,7 @@ from input_pipeline import run_folder
 from input_pipeline.files import read_json
 from stpl_jax import checkpoint
 from stpl_jax.checkpoint_places import source_model
+from stpl_jax.models.network import propagation_of
 from stpl_jax.settings import SettingsError
 
 
@@ -22,7 +23,7 @@ def complete(config):
       A copy.
 
     Raises:
-      SettingsError: `init_from` is not set.
+      SettingsError: `init_from` is not set, or a setting that was given is another than the checkpoint's.
       CheckpointError: there is no such checkpoint, or it does not say these things.
     """
     if not config.init_from:
@@ -34,6 +35,12 @@ def complete(config):
     stored = checkpoint.peek(source_model(config.init_from), tell=lambda line: None)
     stored.meta.require(stored.path, "config", "classes")
     model = {"name": "accel"} | stored.meta.config["model"]  # checkpoints of earlier versions do not say the name
+    asked, trained = given.fusion.propagation, propagation_of(model)
+    if asked not in (usual.fusion.propagation, trained):
+        raise SettingsError(
+            f"config.model.fusion.propagation={asked}, and {stored.path} was trained with {trained}, which "
+            "config.from_checkpoint takes. Leave it out, or convert the checkpoint again with it (docs/weights.md)."
+        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(_tuples(model))

@@ -204,11 +204,20 @@ def test_a_setting_that_each_method_has_now_says_so():
 
 
 @pytest.mark.parametrize(
-    "method, mirrors, fits", [("source_only", True, True), ("source_only", False, False), ("stpl", False, True)]
+    "method, mirrors, fits, source_free",
+    [
+        ("source_only", True, True, False),
+        ("source_only", False, False, False),
+        ("stpl", False, True, False),
+        ("tps", False, False, False),
+        ("tps", False, True, True),
+    ],
 )
-def test_a_row_that_was_begun_with_the_former_setting_goes_on_where_it_means_the_same(method, mirrors, fits):
+def test_a_row_that_was_begun_with_the_former_setting_goes_on_where_it_means_the_same(
+    method, mirrors, fits, source_free
+):
     config = base.get_config()
-    config.method = method
+    config.method, config.source_free = method, source_free
     stored = json.loads(config.to_json_best_effort())
     del stored["methods"]["supervised"]
     stored["data"]["flip"] = True
@@ -216,17 +225,22 @@ def test_a_row_that_was_begun_with_the_former_setting_goes_on_where_it_means_the
     if fits:
         settings.check_same_run(config, stored, "run/row")
     else:
-        with pytest.raises(CheckpointError, match="methods.supervised.mirror: was True, is False"):
+        with pytest.raises(CheckpointError, match=r"methods.\w+.mirror: was True, is False"):
             settings.check_same_run(config, stored, "run/row")
 
 
 def test_own_settings_stand_in_for_the_batch_too():
     config = base.get_config()
-    config.optim.profile = "own"
-    # Public code: UR two images a step, HCL nine; the others, and rows that say otherwise, what the run says.
+    config.optim.profile, config.clips_per_device, config.optim.clip_norm = "own", 4, 5.0
+    # Public code: UR two images a step, HCL nine, TPS one; STPL, and rows that say otherwise, what the run says.
     config.rows.three = {"method": "hcl", "clips_per_device": 3}
-    found = {row: row_config(config, row).clips_per_device for row in ("ur", "hcl", "tps", "three")}
-    assert found == {"ur": 2, "hcl": 9, "tps": 1, "three": 3}
+    rows = {row: row_config(config, row) for row in ("ur", "hcl", "tps", "stpl", "three")}
+    assert {row: settings.clips_per_device for row, settings in rows.items()} == {
+        "ur": 2, "hcl": 9, "tps": 1, "stpl": 4, "three": 3,
+    }  # fmt: skip
+    assert {row: settings.optim.clip_norm for row, settings in rows.items()} == {
+        "ur": 0, "hcl": 0, "tps": 0, "stpl": 5, "three": 0,
+    }  # fmt: skip
     assert row_config(base.get_config(), "hcl").clips_per_device == 1
     assert "config.methods.hcl.own.clips_per_device: expected a whole number from 1 on, found 0" in complaint(
         {"methods.hcl.own.clips_per_device": 0}
@@ -255,4 +269,27 @@ def test_a_row_goes_on_whatever_other_methods_settings_are(method, key, value, c
         with pytest.raises(CheckpointError, match=f"{key}: was .*, is {value}"):
             settings.check_same_run(config, stored, "run/row")
     else:
+        settings.check_same_run(config, stored, "run/row")
+
+
+@pytest.mark.parametrize(
+    "method, missing, expected",
+    [
+        ("ur", "methods.ur.pseudo_labels", "was 'current', is 'source'"),
+        ("ur", "methods.ur.view", r"view.scale: was \[1.0, 1.0\], is \[0.5, 1.5\]"),
+        ("hcl", "methods.hcl.label_statistics", "was 'batch', is 'running'"),
+        ("rda", "methods.rda.clip_norm", "was 5.0, is 1.0"),
+    ],
+)
+def test_a_row_that_was_begun_before_there_was_a_setting_is_compared_with_what_was_done_then(method, missing, expected):
+    config = base.get_config()
+    config.method, config.optim.clip_norm = method, 5.0
+    stored = json.loads(config.to_json_best_effort())
+    settings.check_same_run(config, stored, "run/row")
+    *folders, name = missing.split(".")
+    section = stored
+    for folder in folders:
+        section = section[folder]
+    del section[name]
+    with pytest.raises(CheckpointError, match=expected):
         settings.check_same_run(config, stored, "run/row")
