@@ -199,9 +199,9 @@ def markdown(lines, seeds, size, command):
 
     text = [
         "# Real video: Cityscapes to CamVid",
-        f"mIoU of CamVid's 11 classes on the second half of each drive, adapted on the first (online rows: on the "
-        f"second itself, each frame after it was predicted), at {size[1]}×{size[0]}; percent, mean ± standard deviation "
-        f"over seeds {', '.join(map(str, seeds))}; last step. "
+        "mIoU of CamVid's 11 classes on the second half of each drive, adapted on the first (online rows: on the "
+        f"second itself, each frame after it was predicted), at {size[1]}×{size[0]}; percent, mean ± standard "
+        f"deviation over seeds {', '.join(map(str, seeds))}; last step. "
         + (f"Learning rates were chosen on {CHOSEN_ON} alone, which the means leave out. " if apart and counted else "")
         + "Differences are taken on the same drive and seed; the worst is that of all drives and seeds. Seconds: of "
         "training before scoring, without compilation, mean over drives.",
