@@ -91,7 +91,9 @@ class DAVSN(Method):
         if self.config.source_free:
             # Score fusion gets no gradient then: PyTorch would leave it as it is.
             return {"network": optim.sgd(network, self.segmenter.groups, (*self.frozen, "score_fusion"))}
-        adversary = optax.chain(optax.clip_by_global_norm(clip), optim.adam(self.settings.discriminator, settings))
+        adversary = optim.adam(self.settings.discriminator, settings)
+        if clip:
+            adversary = optax.chain(optax.clip_by_global_norm(clip), adversary)
         trained = {"network": optim.sgd(network, self.segmenter.groups, self.frozen)}
         return trained | dict.fromkeys(APART, adversary)
 

@@ -223,6 +223,18 @@ def test_gradients_are_clipped_network_by_network(tiny_config):
     np.testing.assert_allclose(sorted(float(m[0]) for m in moments), sorted([0.1 * 0.5, 0.01 * 0.25]), rtol=1e-5)
 
 
+def test_a_norm_of_zero_clips_nothing(tiny_config):
+    config = configure(tiny_config, **{"methods.da_vsn.clip_norm": 0.0})
+    config.optim.update({"weight_decay": 0.0, "clip_norm": 1.0, "learning_rate": 0.5})
+    optimisers = make_method(config, single_precision()).optimisers(config.optim)
+    params = {"segmenter": {"layer6": {"kernel": jnp.zeros(4)}}}
+    steep = jax.tree.map(lambda x: x + 30.0, params)
+    # SGD moves by rate · gradient; Adam's first step is its rate, 1e-4, whatever the gradient.
+    for group, expected in {"network": -0.5 * 30, "spatial": -1e-4, "spatio_temporal": -1e-4}.items():
+        update, _ = optimisers[group].update(steep, optimisers[group].init(params), params)
+        np.testing.assert_allclose(update["segmenter"]["layer6"]["kernel"], expected, rtol=1e-5, err_msg=group)
+
+
 def test_two_steps_on_two_devices(tiny_config, clips, drawn_variables):
     config, variables = configure(tiny_config), drawn_variables(single_precision())
     method = make_method(config, single_precision())
