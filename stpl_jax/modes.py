@@ -308,7 +308,7 @@ def _estimate_flow(settings, workdir, needs, progress):
 
 
 def _score(settings, workdir, stored, progress):
-    check_propagation(settings, stored)
+    check_propagation(settings, build_segmenter(settings), stored)
     _estimate_flow(settings, workdir, {"val": None}, progress)
     variables = replicate(stored.variables)
     validation = Validation(settings, workdir, build_segmenter(settings), progress)

@@ -126,19 +126,20 @@ def starting_variables(config, segmenter, init_from, progress=print):
         )
     # What source training starts from may have been trained in any way.
     if init_from != config.pretrain_from:
-        check_propagation(config, stored)
+        check_propagation(config, segmenter, stored)
     return stored.variables, str(stored.path)
 
 
-def check_propagation(config, stored):
+def check_propagation(config, segmenter, stored):
     """Raises `CheckpointError` where a network was trained to fuse scores that came from x_{t-1} in another way.
 
     Args:
       config: the configuration of a row that adapts or scores it.
+      segmenter: its `Network`; one that does not fuse fits whatever the settings say.
       stored: a `ModelCheckpoint`.
     """
     before, now = propagation_of((stored.meta.config or {}).get("model", {})), propagation_of(config.model)
-    if before != now:
+    if segmenter.fusion is not None and before != now:
         raise checkpoint.CheckpointError(
             f"Checkpoint {stored.path} is of a network with model.fusion.propagation={before}, and this run has "
             f"{now}: set --config.model.fusion.propagation={before}, or convert the network anew with "

@@ -127,7 +127,7 @@ def test_a_checkpoint_is_applied_and_adapted_as_it_was_trained(propagation, save
     tiny_config.model.fusion.propagation = propagation or "warp"
     starting_variables(tiny_config, make_segmenter(tiny_config.model, 15), str(path), lambda line: None)
     stored = checkpoint.load_model(path)
-    check_propagation(tiny_config, stored)
+    check_propagation(tiny_config, make_segmenter(tiny_config.model, 15), stored)
     tiny_config.model.fusion.propagation = other
     segmenter, message = (
         make_segmenter(tiny_config.model, 15),
@@ -136,7 +136,9 @@ def test_a_checkpoint_is_applied_and_adapted_as_it_was_trained(propagation, save
     with pytest.raises(CheckpointError, match=message):
         starting_variables(tiny_config, segmenter, str(path), lambda line: None)
     with pytest.raises(CheckpointError, match=message):
-        check_propagation(tiny_config, stored)
+        check_propagation(tiny_config, segmenter, stored)
+    # It says nothing of a network that does not fuse.
+    check_propagation(tiny_config, dataclasses.replace(segmenter, fusion=None), stored)
     # Source training may begin at any weights.
     tiny_config.pretrain_from = str(path)
     starting_variables(tiny_config, segmenter, str(path), lambda line: None)
