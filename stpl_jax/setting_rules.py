@@ -14,7 +14,7 @@ from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
 from stpl_jax.models import NETWORKS
-from stpl_jax.models.network import PROPAGATIONS
+from stpl_jax.models.network import PROPAGATIONS, SMALLEST_SIZE
 from stpl_jax.models.resnet import REMAT
 from stpl_jax.rows import BESIDE_OPTIM
 
@@ -220,7 +220,7 @@ RULES = {
     "methods.stpl.fusion_init": one_of("random", "average"),
     "methods.stpl.contrast.scope": one_of(*SCOPES),
     "methods.*.label_statistics": one_of("running", "batch"),
-    "methods.ur.view.scale": rising(RATE),
+    "methods.ur.view.scale": rising(number(0.5)),  # a smaller frame's mirror image would not fill the view
     "methods.ur.view.beyond": one_of("mirror", "zero"),
     "methods.ur.view.crop": each(number(above=0, high=1), 2),
     "methods.hcl.pseudo_labels": one_of(*LABELLERS),
@@ -297,6 +297,7 @@ def problems_together(config):
             f"config.data.crop: expected a window within config.data.{labelled}.size={tuple(size)}, found "
             f"{(height, width)}"
         )
+    found += _problems_of_cut(config)
     smallest = ESTIMATORS[config.flow.estimator].smallest_side if config.flow.files != "read" else 1
     for domain in ("source", "target"):
         section = config.data[domain]
@@ -312,3 +313,23 @@ def problems_together(config):
                 f"{tuple(section.offsets)}, found {sorted(outside)} besides"
             )
     return found
+
+
+# Methods that cut target frames to shares of (height, width) -> the setting that says which.
+_CUTS = {"ur": "view.crop", "pixmatch": "crop.size"}
+
+
+def _problems_of_cut(config):
+    """Says where a method would cut target frames to fewer pixels than networks take; a list of no line or one."""
+    name, size = _CUTS.get(config.method), config.data.target.size
+    if name is None or not any(size):  # with from_checkpoint, a size that is not known yet
+        return []
+    section, key = name.split(".")
+    shares = config.methods[config.method][section][key]
+    cut = tuple(round(side * share) for side, share in zip(size, shares, strict=True))
+    if all(side >= least for side, least in zip(cut, SMALLEST_SIZE, strict=True)):
+        return []
+    return [
+        f"config.methods.{config.method}.{name}: expected shares that leave {SMALLEST_SIZE} pixels or more of "
+        f"config.data.target.size={tuple(size)}, found {tuple(shares)}, which leave {cut}"
+    ]

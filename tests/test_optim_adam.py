@@ -49,6 +49,19 @@ def test_the_rate_is_its_own_and_the_decay_the_networks():
     np.testing.assert_allclose(optim.poly_schedule(DECAY)(0), 7.0)
 
 
+def test_it_warms_up_as_the_network_does():
+    decay = DECAY.copy_and_resolve_references()
+    decay.warmup_steps = 4
+    optimiser, gradient = optim.adam(SETTINGS, decay), {"a": jnp.full(2, 3.0)}
+    state, found = optimiser.init(gradient), []
+    for _ in range(6):
+        updates, state = optimiser.update(gradient, state)
+        found.append(-updates["a"][0])
+    # While the gradient stays the same, Adam moves by the rate: from a tenth of 0.05 to all of it, then the decay's.
+    expected = [0.005, 0.01625, 0.0275, 0.03875, 0.05 * 0.5**0.9, 0.05 * (3 / 8) ** 0.9]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_the_networks_adam_leaves_out_what_is_frozen_and_multiplies_rates():
     settings = DECAY.copy_and_resolve_references()
     settings.update({"frozen": ("^segmenter/b",), "multipliers": (("classifiers", 10.0),)})

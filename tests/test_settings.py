@@ -93,7 +93,8 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting():
         ("methods.pixmatch.crop.scale", (1.0, 0.2), "(smallest, largest)"),
         ("methods.tps.scale", (0.2, 1.0), "from 0.5 on"),
         ("methods.ur.label_statistics", "eval", "one of running, batch, found 'eval'"),
-        ("methods.ur.view.scale", (1.5, 0.5), "(smallest, largest), each a number above 0"),
+        ("methods.ur.view.scale", (1.5, 0.5), "(smallest, largest), each a number from 0.5 on"),
+        ("methods.ur.view.scale", (0.4, 1.5), "(smallest, largest), each a number from 0.5 on"),
         ("methods.ur.view.crop", (1.0, 1.5), "2 values, each a number above 0, at most 1"),
         ("methods.ur.view.crop", (0.5,), "2 values"),
         ("methods.ur.view.flip_probability", 1.5, "a number from 0 to 1"),
@@ -145,6 +146,16 @@ def test_the_old_setting_of_flow_is_told_what_it_is_now(value, now, tmp_path):
     with pytest.raises(CheckpointError, match="begun with flow.source=.*Use another --workdir") as caught:
         settings.check_same_run(base.get_config(), begun, tmp_path)
     assert now.format("") in str(caught.value)
+
+
+@pytest.mark.parametrize("method, key", [("ur", "view.crop"), ("pixmatch", "crop.size")])
+def test_frames_are_cut_to_no_less_than_networks_take(method, key):
+    key = f"methods.{method}.{key}"
+    # 0.0614 · 512 = 31.4 rows and 0.0313 · 1024 = 32.1 columns are 31 and 32 pixels: 32 are enough.
+    text = complaint({"method": method, key: (0.0614, 0.0313)})
+    assert f"config.{key}: expected shares that leave (32, 32) pixels or more" in text and "leave (31, 32)" in text
+    for changes in ({"method": method, key: (0.0625, 0.0313)}, {"method": "stpl", key: (0.001, 0.001)}):
+        settings.check(change(base.get_config(), changes))
 
 
 def test_what_a_row_changes_is_checked_under_its_name():

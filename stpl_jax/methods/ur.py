@@ -77,7 +77,7 @@ class UR(Method):
             return run(self.config, self.segmenter, params, batch_stats, frames, flow, *options)
 
         current = (network["segmenter"], state.batch_stats)
-        labeller = current if state.extra is None else (state.extra["source"][n] for n in ("params", "batch_stats"))
+        labeller = self.labeller(network["segmenter"], state)
         labelled = look(label_scores, *labeller, data["frames"], data["flow"], self.settings.label_statistics)
         labels = self.pseudo_labels(sum(jax.nn.softmax(scores.main, -1) for scores in labelled) / 2)
         views, frames, flow = self.views(data, view_key)
@@ -92,6 +92,12 @@ class UR(Method):
         )
         loss = self.terms(scores.main, jnp.where(seen, in_view, IGNORED), seen, decoded, seen_on_features)
         return {"network": loss}, Aux(stats, {"labelled": jnp.mean(labels != IGNORED, dtype=jnp.float32)})
+
+    def labeller(self, segmenter, state):
+        """Returns the parameters and running averages of the network that makes the pseudo-labels."""
+        if self.settings.pseudo_labels == "source":
+            return state.extra["source"]["params"], state.extra["source"]["batch_stats"]
+        return segmenter, state.batch_stats
 
     def views(self, data, key):
         """Draws a view of each clip, by the clip's own key, so that it depends on neither batch nor device.
@@ -120,6 +126,8 @@ class UR(Method):
           labels: `[B, h', w']`, `IGNORED` where there is none or where the view shows no frame.
           seen: `[B, h', w']` bool, where the view shows the frame.
           decoded: `[decoders, B, h, w, K]`, the decoders' scores on the features' grid.
+            The scores are brought to it by interpolation where theirs is another grid: next to the frame's border,
+            what the decoders are compared with then has a share of pixels that are not seen.
           seen_on_features: `[B, h, w]` bool, as `seen` on that grid.
 
         Returns:

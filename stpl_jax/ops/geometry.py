@@ -91,7 +91,7 @@ def crop_resized(images: jax.Array, box: Box, size: tuple[int, int], beyond: str
       box: a `Box` of scalars.
       size: (h, w) of the result.
       beyond: pixels of the result whose centres lie beyond the frame: zero, or mirror (the frame once more, mirrored at
-        its border).
+        its border, which fills a box of up to twice the frame; its own last pixels are repeated beyond that).
 
     Returns:
       [..., h, w, C] of the dtype of images.

@@ -12,6 +12,7 @@ from torch_reference import torch_patch, torch_video
 from two_devices import changed, states_of_steps
 
 from stpl_jax.methods import make_method
+from stpl_jax.rows import row_config
 
 SOURCE, TARGET = (32, 40), (32, 64)
 KEY = jax.random.key(9)
@@ -160,14 +161,18 @@ def test_two_steps_on_two_devices_move_all_three(rda_config, drawn_variables, ba
     assert {"loss/network", "loss/discriminator", "loss/attacker"} < set(metrics)
 
 
-def test_the_networks_gradient_is_clipped_at_one_in_every_profile(rda_config, small_segmenter):
-    rda_config.optim.update({"weight_decay": 0.0, "clip_norm": 0.0, "learning_rate": 0.5})
-    network = make_method(rda_config, small_segmenter).optimisers(rda_config.optim)["network"]
+@pytest.mark.parametrize("profile", ["paper", "own"])
+def test_the_networks_gradient_is_clipped_at_one_in_every_profile(profile, rda_config, small_segmenter):
+    rda_config.optim.update({"profile": profile, "weight_decay": 0.0, "clip_norm": 0.0})
+    config = row_config(rda_config, "rda")
+    network = make_method(config, small_segmenter).optimisers(config.optim)["network"]
     params = {"segmenter": {"layer6": {"kernel": jnp.zeros(4, jnp.float32)}}}
     steep = jax.tree.map(lambda x: x + 30.0, params)
     update, _ = network.update(steep, network.init(params), params)
-    np.testing.assert_allclose(update["segmenter"]["layer6"]["kernel"], -0.25, rtol=1e-6)  # 0.5 · 30 / 60
-    assert rda_config.optim.clip_norm == 0.0, "the run's own settings were changed"
+    # A gradient of norm 60 becomes one of norm 1; layer6 is a classifier, at ten times the published rate.
+    expected = {"paper": -0.01 * 30 / 60, "own": -10 * 2.5e-4 * 30 / 60}[profile]
+    np.testing.assert_allclose(update["segmenter"]["layer6"]["kernel"], expected, rtol=1e-6)
+    assert config.optim.clip_norm == 0.0, "the run's own settings were changed"
 
 
 def test_wrong_settings(rda_config, small_segmenter):

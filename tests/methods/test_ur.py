@@ -113,7 +113,7 @@ def results(clips, drawn_variables, tiny_settings):
     with jax.enable_x64(True):
         segmenter, config = patch_network(), tiny_settings.copy_and_resolve_references()
         config.method = "ur"
-        config.methods.ur.update({"decoders": DECODERS, "proportion": SHARE})
+        config.methods.ur.update({"decoders": DECODERS, "proportion": SHARE, "pseudo_labels": "current"})
         config.methods.ur.view.beyond = "zero"  # the public code's
         config.methods.ur.view.crop = tuple(o / s for o, s in zip(OUT, SIZE, strict=True))
         config.batch_norm.average_over = "clean"  # the view is, by its colours
@@ -154,6 +154,27 @@ def test_the_clips_show_every_kind_of_view():
     assert bool(first.mirrored) != bool(second.mirrored)
     first, second = (np.array(view.box) for view in (first, second))
     assert (first[:2] + first[2:] > sides).any() and (second[:2] + second[2:] <= sides).all() and second[:2].any()
+
+
+@pytest.mark.parametrize("beyond", [None, "zero"])
+def test_what_a_view_shows_beyond_the_frame(x64, clips, tiny_config, beyond):
+    if beyond:
+        tiny_config.methods.ur.view.beyond = beyond
+    tiny_config.methods.ur.view.crop = tuple(o / s for o, s in zip(OUT, SIZE, strict=True))
+    tiny_config.method = "ur"
+    data = clips(2, seed=4, size=SIZE) | {"index": np.array(INDEX, np.int32)}
+    method = make_method(tiny_config, patch_network())
+    found, frames, _ = jax.jit(method.views)(data, jax.random.split(KEY)[0])
+    drawn = drawn_views(data["index"])
+    np.testing.assert_array_equal(found.box, np.transpose([view.box for view in drawn]))
+    for clip, view, seen in zip(data["frames"], drawn, frames, strict=True):
+        # By default the frame's mirror image is below it and on its right; the frame itself may be mirrored already.
+        turned = clip[:, :, ::-1] if view.mirrored else clip
+        if beyond is None:
+            turned = np.pad(turned, ((0, 0), (0, SIZE[0]), (0, SIZE[1]), (0, 0)), "symmetric")
+        upright = view._replace(mirrored=jnp.zeros((), bool))
+        expected = [image_shown(frame, upright, OUT) for frame in turned]
+        np.testing.assert_allclose(seen, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
