@@ -1,6 +1,13 @@
 """SGD as the paper and its baselines' public code use it: momentum, weight decay, polynomial decay, multipliers.
 
 And Adam, for the adversaries of those baselines that have one, and for methods whose publication trains with it.
+
+One fault of that code is left out. Its list of the backbone's parameters (`get_1x_lr_params_...` of the DeepLab
+models) goes through all modules of each stage, and through all parameters below each of them. So a convolution of a
+residual layer is listed 3 times, for the stage, the block and itself; one of a shortcut 4 times; the stem's once. SGD,
+in PyTorch of that time, updates a parameter as often in one step as it is listed, which in the long run is 3 or 4 times
+the learning rate. Here each is updated once. The list is in the public code of ADVENT (whose network RDA has), DA-VSN,
+TPS (source_only, too), HCL, FDA, PixMatch and UR.
 """
 
 import re

@@ -28,6 +28,7 @@ Differences from the public code (`train_video_UDA.py`, `accel_deeplabv2.py`):
 - Flow is estimated as `config.flow` says; there by FlowNet2 ahead of training, and both components are scaled by the
   ratio of heights, for which `flow.scale=public` stands. It is rounded from float32; there from float64.
 - The weights of L_intra are 0 and 1; there the 1 is a sum of propagated probabilities, which is that up to rounding.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
 - PyTorch's clipping divides by the norm plus 1e-6.
 - There 120,001 steps are taken, and the best of the snapshots on validation is what is reported.
 """

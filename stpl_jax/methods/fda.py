@@ -8,9 +8,13 @@ get confident. An image method: on video, both frames of a source clip take the 
 lies beside it in the batch, and p is ACCEL's, of two frames. The entropy term is on the main classifier, the only one
 that the publication has, at feature resolution, from the first step on.
 
-The public code crops source images of 720×1280 to 512×1024 first, so that β = 0.01 is a half-width of 5; here frames
-stay whole, and 720 rows give 7. One β, where the publication averages the predictions of three networks (0.01, 0.05,
-0.09) and trains them again on their own labels.
+The public code differs:
+- It crops source images of 720×1280 to 512×1024 first, so that β = 0.01 is a half-width of 5; here frames stay whole,
+  and 720 rows give 7.
+- The publication averages the predictions of three networks (β of 0.01, 0.05 and 0.09) and trains them again on their
+  own labels; here there is one network, with one β.
+- Training starts from weights without a classifier (`DeepLab_init.pth`); here from the source model.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
 """
 
 from input_pipeline.errors import UserError

@@ -16,7 +16,8 @@ are the public code's (GitHub jxhuang0508/HCL, hcl_target), with these differenc
   averages that normalise these two are G's.
 - Clips are augmented in their colours alone, so that pixel i is one place in both views. There images are scaled by 0.8
   to 1.2, go through AutoAugment (`--autoaug False` reads as true) and are mirrored; of ten crops of 256×512 the first
-  with more than ten classes is taken, and the clean view's crop lies about there.
+  with more than ten classes is taken, and the clean view's crop lies about there. Crops are of images of 640×1280
+  (`--input-size`); here clips are whole frames of 512×1024, smaller in scale but of the whole scene.
 - All terms are at feature resolution; there the terms of categories are at that of the crop.
 - Instances are pixels of x_t, a fixed number drawn from each clip; there all of a crop, which are as many.
 - Classes are not weighed by frequency; there rare ones and those that are missing weigh up to 7 times as much each.
@@ -28,8 +29,10 @@ are the public code's (GitHub jxhuang0508/HCL, hcl_target), with these differenc
   do, they never change and are G's, which the public code copies to both.
 - `own` counts its nine clips on one device, whose statistics are of all of them; there G sees three images on each of
   three devices.
-- The published list of the backbone's parameters names one of the residual layers once for each module around it, three
-  or four times, and SGD, in PyTorch of that time, updates it as often in one step; here once.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
+- There the snapshot of every 300 steps is scored on the target's validation labels (`test.sh`), by the mean over images
+  at two scales (1 and 1.2) and their mirror images, of both classifiers; here the weights at the end are scored, by
+  the main classifier on clips as they are.
 """
 
 import jax

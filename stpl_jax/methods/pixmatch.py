@@ -23,6 +23,8 @@ The public code differs in these points:
 - BatchNorm's scale and bias are trained outside the stem; here no method of the tables trains them.
 - A moving average of the weights (0.999) is scored after every pass through the data, and the pass that is best on the
   target's validation labels is kept. Here every row is scored by the weights that were trained.
+- Classifiers add up two of their four branches there, by a `return` within the loop; here all.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
 - GTA5 starts from a model of the source, SYNTHIA from ImageNet; here always from the source model.
 """
 

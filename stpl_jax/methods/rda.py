@@ -15,12 +15,18 @@ The public code differs:
   Ours is x_t of the source clip that lies beside the target clip in the batch, resized.
 - Its gate gets no gradient (see `straight_through_gate`), so its optimiser, SGD at 1e-6, says nothing: Adam here.
 - It attacks what the network takes, BGR with the mean taken off. The mean of such a channel, which is in the lowest
-  band, may be of either sign, and the reference's amplitude at the target's phase can be far from both. Here RGB of 0
-  to 255 is attacked, whose mean has one sign.
+  band, may be positive in the reference and negative in the target image, or the other way round. The sign is part of
+  the phase: the attacked image then has the reference's mean with the target's sign, which is the mean of neither.
+  Here RGB of 0 to 255 is attacked, whose mean is never negative.
 - It scales attacked images by 0.8 to 1.2 besides, which the publication does not describe: left out.
-- It attacks target images alone (the lines for source are switched off), and so does this.
+- Training starts from ImageNet weights; here from the source model.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
+- PyTorch's clipping divides by the norm plus 1e-6.
+- 120,001 steps are taken, and the best of the snapshots on the target's validation labels is what is reported; here
+  the weights at the end are scored.
 
-As there, the network's gradient is clipped at a norm of 1 (`methods.rda.clip_norm`) and source clips are not mirrored.
+As there, target images alone are attacked (the lines for source are switched off), the network's gradient is clipped
+at a norm of 1 (`methods.rda.clip_norm`) and source clips are not mirrored.
 
 An image method: on video, p is ACCEL's, of two frames; both frames of a clip are attacked alike, by a gate that sees
 x_t. Distances between predictions are at feature resolution.

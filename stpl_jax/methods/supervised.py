@@ -1,4 +1,16 @@
-"""Training with labels: source_only (on source), and the tables' upper bound, oracle (on target)."""
+"""Training with labels: source_only (on source), and the tables' upper bound, oracle (on target).
+
+source_only is that of TPS's public code (GitHub xing0047/TPS), with these differences:
+
+- Training starts from ImageNet weights there; here from `config.pretrain_from`, or at random.
+- The scheduler, ADVENT's, sets two of the three groups of parameters there: the classifiers stay at 10 times the first
+  rate, and the score fusion has 10 times the decayed one. Here (`config.rows.source_only`) the classifiers have 10
+  times the decayed rate, and the fusion the rate itself.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
+- There both components of flow are scaled by the ratio of heights, for which `flow.scale=public` stands.
+- There 40,001 steps are taken, and the best of the snapshots on the target's validation labels is what is reported;
+  here the weights at the end are scored.
+"""
 
 import jax
 

@@ -29,8 +29,12 @@ Differences from the public code (GitHub xing0047/TPS, of its versions the one t
 - ADVENT's scheduler sets two of the three groups of parameters: the classifiers stay at 10 times the first rate, and
   the score fusion has 10 times the decayed one. Here, with `optim.profile=own`, the classifiers have 10 times the
   decayed rate, and the fusion the rate itself.
-- The published list of the backbone's parameters names one of the residual layers once for each module around it, three
-  or four times, and SGD, in PyTorch of that time, updates it as often in one step; here once.
+- Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
+- Flow is estimated as `config.flow` says; there both components of flow files are scaled by the ratio of heights, for
+  which `flow.scale=public` stands.
+- Training starts from ImageNet weights there; here from the source model.
+- There 40,001 steps are taken, and the best of the snapshots on the target's validation labels is what is reported
+  (`MODE: video_best`); here the weights at the end are scored.
 
 `source_free` leaves the target term.
 """
