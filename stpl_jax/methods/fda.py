@@ -13,6 +13,8 @@ The public code differs:
   and 720 rows give 7.
 - The publication averages the predictions of three networks (β of 0.01, 0.05 and 0.09) and trains them again on their
   own labels; here there is one network, with one β.
+- 100,100 steps are taken there, as only every hundredth step may be the last; the entropy term counts from the second
+  step on.
 - Training starts from weights without a classifier (`DeepLab_init.pth`); here from the source model.
 - Each residual layer's parameters are updated 3 or 4 times in one step there, here once: see `stpl_jax/optim.py`.
 """
