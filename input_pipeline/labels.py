@@ -65,20 +65,21 @@ def setting_of(dataset, split, model_setting):
     return dataset if model_setting in found.class_maps and model_setting not in found.settings else model_setting
 
 
-def class_groups(model_setting, spec):
+def class_groups(model_setting, dataset, setting):
     """Finds what the classes of a model count as on a prepared set.
 
     Args:
       model_setting: label setting of the model.
-      spec: `DatasetSpec` of the set.
+      dataset: name of the set.
+      setting: label setting that its labels are read in, of `setting_of`.
 
     Returns:
-      Tuple of indices into the classes of `spec.classes`, see `class_maps.class_indices`; None where they are the same.
+      Tuple of indices into the classes of `setting`, see `class_maps.class_indices`; None where they are the same.
     """
-    if spec.classes == model_setting:
+    if setting == model_setting:
         return None
-    class_map = DATASETS[spec.name].class_maps[model_setting]
-    found = class_indices(DATASETS[model_setting].classes, DATASETS[spec.classes].classes, class_map)
+    class_map = DATASETS[dataset].class_maps[model_setting]
+    found = class_indices(DATASETS[model_setting].classes, DATASETS[setting].classes, class_map)
     return tuple(found.tolist())
 
 
@@ -112,6 +113,19 @@ def evaluated_classes(setting):
 def model_classes(data):
     """Returns the classes of the model that `config.data` is about: `data.class_names`, or else its label setting's."""
     return tuple(data.class_names) or CLASSES[data.classes]
+
+
+def shown_classes(data):
+    """Finds the classes that the validation set is scored and shown by: its labels', or the model's without labels.
+
+    Args:
+      data: `config.data`.
+
+    Returns:
+      Their names, and the label setting that has their colours.
+    """
+    setting = setting_of(data.target.name, data.target.val_split, data.classes)
+    return (CLASSES[setting], setting) if setting in CLASSES else (model_classes(data), data.classes)
 
 
 def colour_table(names, setting=None):

@@ -38,12 +38,14 @@ class Model:
     Attributes:
       segmenter: the `Network`.
       variables: its `params` and `batch_stats`, on the device; the running averages normalise.
-      classes: names of the K classes: `classes[i]` is train id i.
+      classes: names of the classes: `classes[i]` is train id i.
       palette: `[256, 3]` uint8 RGB: `palette[ids]` paints a class map.
       size: (height, width) that frames are resized to for the network: that of its training.
       flow_scale: `align_corners` or `public`, how it was trained to resize flow.
       path: the checkpoint.
       description: one line: row, step, path and classes.
+      groups: which of `classes` each of the network's K classes counts as, see `class_maps.class_indices`; None where
+        they are the same.
       estimate_flow: (frame, earlier), `[H, W, 3]` uint8 RGB at `size`, to flow `[H, W, 2]` where none is given.
     """
 
@@ -55,6 +57,7 @@ class Model:
     flow_scale: str
     path: Path
     description: str
+    groups: tuple[int, ...] | None = None
     estimate_flow: Callable = optical_flow.DEFAULT.function
 
     def segment(self, frames, flow=None, size=None):
@@ -113,7 +116,9 @@ class Model:
             else:
                 flow = self._given_flow(next(flows, None), i, shape[:2])
             out_size = size or shape[:2]
-            classes = _fuse(self.segmenter, self.variables, scores, earlier_scores, flow, out_size, self.flow_scale)
+            classes = _fuse(
+                self.segmenter, self.variables, scores, earlier_scores, flow, out_size, self.flow_scale, self.groups
+            )
             earlier, earlier_scores = resized, scores
             if result is not None:
                 yield np.asarray(result)
@@ -311,11 +316,11 @@ def _score(segmenter, variables, frame):
 
 
 # Compiled once for each size of class maps; no backbone in it.
-@functools.partial(jax.jit, static_argnames=("segmenter", "size", "flow_scale"))
-def _fuse(segmenter, variables, scores, earlier_scores, flow, size, flow_scale):
+@functools.partial(jax.jit, static_argnames=("segmenter", "size", "flow_scale", "groups"))
+def _fuse(segmenter, variables, scores, earlier_scores, flow, size, flow_scale, groups):
     """Class map `[H, W]` uint8 from two frames' own scores `[1, h, w, K]` and the flow between them."""
     flow = resize_flow(flow[None], scores.shape[1:3], flow_scale)
-    return argmax_resized(segmenter.fuse(variables["params"], scores, earlier_scores, flow)[0], size)
+    return argmax_resized(segmenter.fuse(variables["params"], scores, earlier_scores, flow)[0], size, groups=groups)
 
 
 def _resize_frame(frame, size):

@@ -117,7 +117,7 @@ class Validation:
             if self.source.spec.classes is None:
                 self.step = compiled_unlabelled_step(self.segmenter, self.config.flow.scale)
                 return
-            groups = class_groups(self.config.data.classes, self.source.spec)
+            groups = class_groups(self.config.data.classes, self.source.spec.name, self.source.spec.classes)
             other = () if groups is None else (groups, len(CLASSES[self.source.spec.classes]))
             self.step = compiled_eval_step(self.segmenter, self.config.flow.scale, *other)
 

@@ -2,17 +2,20 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
-from raw_trees import write_camvid
+from PIL import Image
+from raw_trees import label_ids, write_camvid
 
 from configs import camvid
 from input_pipeline.errors import UserError
-from input_pipeline.labels import CLASSES
+from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import checkpoint, modes, settings
 from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.models import make_segmenter
 from stpl_jax.records import read_scores
+from stpl_jax.report import analysis, analysis_files
 from stpl_jax.rows import row_config
 
 
@@ -47,6 +50,35 @@ def test_a_drive_is_adapted_to_and_scored_by_camvids_classes(config, tmp_path):
         assert confusion.shape == (11, 11)
         # Each pixel of the three frames of the second half, at the size of the labels.
         assert confusion.sum() == 3 * 36 * 48
+    report_shows_camvids_classes(tmp_path / "run", label_ids(2, (36, 48), (0, 1, 3, 4, 5, 8)))
+
+
+def report_shows_camvids_classes(run, label):
+    """Pictures and heads of the report are the set's: its ids mean others among the model's classes."""
+    palette = colour_table(CLASSES["camvid"], "camvid")
+    panels = np.asarray(Image.open(run / "frames" / "0006R0_f00060.png"))
+    top = next(y for y in range(panels.shape[0]) if (panels[y, :128] != 255).any(-1).all())
+    _, before, after, painted = (panels[top : top + 192, i * 258 : i * 258 + 256] for i in range(4))
+    enlarged = cv2.resize(label, (256, 192), interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(painted, palette[enlarged])
+    known = set(map(tuple, palette[:11].tolist()))
+    for panel in (before, after):
+        found = set(map(tuple, panel.reshape(-1, 3).tolist()))
+        assert found <= known and len(found) > 1
+    page = (run / "report.html").read_text()
+    heads = page.split('class="confusion"')[1].split("</thead>")[0]
+    assert heads.count('scope="col"') == 11 and "bicyclist" in heads and "train" not in heads
+
+
+def test_the_analysis_names_camvids_classes(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "embed", lambda features, seed: np.zeros((len(features), 2), np.float32))
+    config.analysis.update(dict(clips=3, pixels=5, neighbours=(1,), frames=0))
+    analysis.analyse(config, tmp_path / "run", {"given": tmp_path / "source"}, lambda line: None)
+    results = analysis_files.read_results(tmp_path / "run")
+    assert {name for name, count in results["pixels"].items() if count} == {
+        "sky", "building", "road", "sidewalk", "tree", "car"
+    }  # fmt: skip
+    assert results["subsets"]["chosen"] == ["road", "car"]
 
 
 def test_a_row_with_source_data_ends_with_what_is_missing(config, tmp_path):

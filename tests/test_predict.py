@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -95,6 +96,16 @@ def test_class_maps_of_another_size_come_from_the_scores(model, tiny_segmenter, 
     classes = model.segment(frames, size=(70, 50))
     assert classes.shape == (2, 70, 50)
     assert_same_classes(classes, reference(tiny_segmenter, tiny_variables, frames, size=(70, 50)))
+
+
+def test_classes_that_count_as_others_are_added_up(model, tiny_segmenter, tiny_variables):
+    frames = make_frames(2)
+    scores = reference(tiny_segmenter, tiny_variables, frames)
+    grouped = dataclasses.replace(model, groups=(1, 0, 1, 0, 0)).segment(frames)
+    # Logarithms of the sums of probabilities, but for what both have.
+    sums = [np.logaddexp.reduce(scores[..., members], -1) for members in ([1, 3, 4], [0, 2])]
+    assert_same_classes(grouped, np.stack(sums, -1))
+    assert len(np.unique(grouped)) == 2
 
 
 def test_each_frame_passes_the_backbone_once(model, monkeypatch):

@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain
 from input_pipeline.errors import UserError
-from input_pipeline.labels import colour_table, model_classes
+from input_pipeline.labels import colour_table, model_classes, shown_classes
 from stpl_jax import checkpoint, checkpoint_digests, model_choice, predict
 from stpl_jax.checkpoint_reading import flat
 from stpl_jax.metrics import feature_space
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     Attributes:
       clips: indices of validation clips, N of them.
       places: `[P, 3]`: which of the N clips, row, column.
-      classes: `[P]` train ids.
+      classes: `[P]` train ids, of the set's classes (`labels.shown_classes`).
       few: indices of the pixels that the scatter plots show, at most `config.analysis.tsne_pixels` of each class.
       shown: which of the N clips have their feature maps drawn.
     """
@@ -100,17 +100,17 @@ def analyse(config, workdir, checkpoints, progress=print):
     """
     if jax.process_index():
         return
-    settings, classes = config.analysis, model_classes(config.data)
+    settings, (classes, setting) = config.analysis, shown_classes(config.data)
     models = {name: predict.load(path, tell=progress) for name, path in checkpoints.items()}
     for name, model in models.items():
         progress(f"analyse  {name}: {model.description}")
     source = open_domain(config, workdir, "val", progress=progress)
-    sample = draw_sample(config, source, _common_grid(models, source.spec.size, classes))
+    sample = draw_sample(config, source, _common_grid(models, source.spec.size, model_classes(config.data)))
     chosen = [classes.index(name) for name in settings.tsne_classes if name in classes]
     subsets = {"all": list(range(len(classes)))} | ({"chosen": chosen} if chosen else {})
 
     found, tsne, files, features, maps = {}, {name: {} for name in subsets}, {}, {}, {}
-    palette = colour_table(model_classes(config.data), config.data.classes)
+    palette = colour_table(classes, setting)
     for i, (name, model) in enumerate(models.items()):
         features[name], maps[name] = _extract(model, source, sample)
         found[name] = {"path": str(model.path), "fingerprint": _fingerprint(model.variables)}
@@ -181,7 +181,7 @@ def draw_sample(config, source, grid):
     labels = np.stack(
         [feature_space.nearest_on_grid(read_clip(source, int(i), (), (), label=True)["label"], grid) for i in clips]
     )
-    count = len(model_classes(config.data))
+    count = len(shown_classes(config.data)[0])
     places, classes = feature_space.sample_pixels(labels, count, settings.pixels, config.seed)
     if not len(places):
         raise AnalysisError(f"{source.path}: no labelled pixel in the {len(clips)} clips that were drawn.")

@@ -8,7 +8,7 @@ import jax
 
 from input_pipeline import run_folder
 from input_pipeline.errors import UserError
-from input_pipeline.labels import model_classes
+from input_pipeline.labels import shown_classes
 from stpl_jax import checkpoint, unlabelled
 from stpl_jax.records import read_scores
 from stpl_jax.rows import row_names
@@ -53,10 +53,10 @@ def make_report(config, evaluations, comparison=None, moved=None):
       moved: row -> of `unlabelled.moved`, or None.
 
     Returns:
-      JSON-able dict: `classes`, `results` (row -> scores in percent), `settings` (row -> its method and the weights it
-      came from), `config`, `versions`, `device`, `device_count`; with labels the three shares; without them `warnings`
-      (sentences), `agreement` (of each two rows), `compared_clips`, and where a person labelled frames
-      `labelled_frames`, how many: null where rows were scored on different masks.
+      JSON-able dict: `classes` and `label_setting` (of `labels.shown_classes`), `results` (row -> scores in percent),
+      `settings` (row -> its method and the weights it came from), `config`, `versions`, `device`, `device_count`; with
+      labels the three shares; without them `warnings` (sentences), `agreement` (of each two rows), `compared_clips`,
+      and where a person labelled frames `labelled_frames`, how many: null where rows were scored on different masks.
     """
     labelled = any("iou" in evaluation.last for evaluation in evaluations.values())
     without = any("shares" in evaluation.last for evaluation in evaluations.values())
@@ -80,10 +80,12 @@ def make_report(config, evaluations, comparison=None, moved=None):
             "seconds_per_step": _number(evaluation.seconds_per_step),
         }
         settings[row] = {"method": evaluation.method, "source": evaluation.source}
+    classes, setting = shown_classes(config.data)
     scored = [evaluation.last for evaluation in evaluations.values() if evaluation.last.get("labelled")]
     same_masks = len({last.get("labels") for last in scored}) == 1
     return {
-        "classes": list(model_classes(config.data)),
+        "classes": list(classes),
+        "label_setting": setting,
         "results": results,
         **(_without_labels(results, comparison) if without else _gap(results, config.method)),
         **(

@@ -14,6 +14,7 @@ from input_pipeline.clips import read_clip
 from input_pipeline.domains import open_domain, with_world
 from input_pipeline.flow_files import to_pixels
 from input_pipeline.frames import open_source
+from input_pipeline.labels import class_groups, colour_table, shown_classes
 from input_pipeline.own_video.manifest import FILM, read_manifest
 from stpl_jax import checkpoint, predict
 from stpl_jax.model_choice import row_model
@@ -68,12 +69,15 @@ class Strip(NamedTuple):
 
 def load_models(config, workdir, rows, progress):
     """Loads the networks of rows, as far as there are any, to show as they were scored: caption -> `Model`."""
-    size = tuple(config.data.target.size)  # a source model that was given may come from another
+    shown = {"size": tuple(config.data.target.size)}  # a source model that was given may come from another
+    names, setting = shown_classes(config.data)
+    if (groups := class_groups(config.data.classes, config.data.target.name, setting)) is not None:
+        shown |= {"groups": groups, "classes": names, "palette": colour_table(names, setting)}
     models = {}
     for row in rows:
         try:
             path = row_model(config, workdir, row) or run_folder.checkpoints(workdir, row)
-            models[row] = dataclasses.replace(predict.load(path, tell=progress), size=size)
+            models[row] = dataclasses.replace(predict.load(path, tell=progress), **shown)
         except checkpoint.CheckpointError as error:
             progress(f"report  no pictures of {row}: {error}")
     return models

@@ -159,8 +159,8 @@ def report_page(report, method, curves, confusion, shown=(), strip=None, results
 
 
 def _palette(report):
-    """Colour of each class's swatch: the model's, as in the pictures, and those that are known of other names."""
-    colours = colour_table(report["classes"], report["config"]["data"]["classes"])
+    """Colour of each class's swatch: as in the pictures, and those that are known of other names."""
+    colours = colour_table(report["classes"], report["label_setting"])
     return PALETTE | {name: tuple(map(int, colours[i])) for i, name in enumerate(report["classes"])}
 
 

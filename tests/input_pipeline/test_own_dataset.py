@@ -131,8 +131,8 @@ def test_a_model_of_other_classes_is_scored_on_its_own(config, tmp_path):
     config.data.classes = "viper"
     spec = domain_spec(config, "val", workdir=tmp_path)
     assert spec.classes == "toy"
-    assert labels.class_groups("viper", spec) == (0, 0, -1, -1, -1, -1, 1, 1, -1, -1, -1, -1, -1, -1, -1)
-    assert labels.class_groups("toy", spec) is None
+    assert labels.class_groups("viper", "toy", "toy") == (0, 0, -1, -1, -1, -1, 1, 1, -1, -1, -1, -1, -1, -1, -1)
+    assert labels.class_groups("toy", "toy", "toy") is None
     with pytest.raises(UserError, match="toy has labels of the classes of toy, .*data.classes=viper"):
         domain_spec(config, "source", DomainNeeds(labels=True))
     config.data.classes = "synthia_seq"
