@@ -30,6 +30,7 @@ from stpl_jax import checkpoint_places as places
 from stpl_jax import checkpoint_reading as reading
 from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.checkpoint_places import SEGMENTATION, CheckpointError, DamagedCheckpoint
+from stpl_jax.train_state import NETWORK
 
 warn = functools.partial(warnings.warn, stacklevel=4)
 
@@ -44,10 +45,6 @@ def versions():
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-# Where the parameters that inference uses lie in the `TrainState` of most methods.
-TRAINED = "params/network/segmenter"
 
 
 def _stored_as(name, inference):
@@ -134,7 +131,7 @@ def _named(folder):
         ) from error
 
 
-def save(manager, step, state, meta, inference=TRAINED):
+def save(manager, step, state, meta, inference=NETWORK):
     """Starts to save; returns when the values are copied, and the writing goes on beside the training.
 
     All processes but the first save nothing.
@@ -177,7 +174,7 @@ def _save(manager, step, items, meta):
         )
 
 
-def restore(manager, step, template, inference=TRAINED):
+def restore(manager, step, template, inference=NETWORK):
     """Restores a `TrainState`.
 
     Args:
@@ -209,7 +206,7 @@ def _read_state(where, template, inference):
     return serialization.from_state_dict(template, traverse_util.unflatten_dict(state, sep="/")), meta
 
 
-def restore_newest(manager, template, progress=print, from_first=lambda function: function(), inference=TRAINED):
+def restore_newest(manager, template, progress=print, from_first=lambda function: function(), inference=NETWORK):
     """Restores the newest whole checkpoint, from which training goes on.
 
     Damaged ones that are newer are moved aside to `STEP.damaged`, where they do not keep later ones from being saved;

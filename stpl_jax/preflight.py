@@ -200,11 +200,14 @@ def _find_row(config, workdir, row, training):
 
 
 def is_done(settings, scores):
-    """Whether a row needs no more training, by its configuration and its `RowScores` or None."""
-    if scores is None or scores.last["step"] == settings.optim.steps:
-        return scores is not None
+    """Whether a row is trained and scored as its configuration says, which `RowScores`, or None, tell."""
+    if scores is None:
+        return False
+    method = make_method(settings, build_segmenter(settings))
+    if bool(scores.last.get("online")) != is_scored_online(settings, method):
+        return False  # it has the other kind of score
     # An online method takes as many steps as there are batches to score.
-    return bool(scores.last.get("online")) and make_method(settings, build_segmenter(settings)).online
+    return method.online or scores.last["step"] == settings.optim.steps
 
 
 def _check_parameters(settings, method):

@@ -13,7 +13,7 @@ from stpl_jax.flow_estimators import ESTIMATORS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
 from stpl_jax.methods.stpl import OBJECTIVES, SCOPES
-from stpl_jax.models import NETWORKS
+from stpl_jax.models import NETWORKS, frame_statistics
 from stpl_jax.models.network import PROPAGATIONS, SMALLEST_SIZE
 from stpl_jax.models.resnet import REMAT
 from stpl_jax.rows import BESIDE_OPTIM
@@ -286,6 +286,11 @@ def problems_together(config):
         found.append(
             f"config.optim.warmup_steps: expected fewer than config.optim.decay_steps={optim.decay_steps}, found "
             f"{optim.warmup_steps}"
+        )
+    if config.batch_norm.mode == "sync" and frame_statistics(config):
+        found.append(
+            f"config.batch_norm.mode: expected batch or running where method={config.method} normalises each frame by "
+            "its own statistics, which sync would take over the frames of all devices; found sync"
         )
     height, width = config.data.crop
     if bool(height) != bool(width):

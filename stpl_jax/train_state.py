@@ -9,6 +9,9 @@ from flax import struct
 
 from stpl_jax.parallel import AXIS
 
+# Where in a `TrainState` the parameters of the segmentation network are that is trained.
+NETWORK = "params/network/segmenter"
+
 
 class TrainState(struct.PyTreeNode):
     """Everything that changes in training; all of it is saved in checkpoints.

@@ -1,5 +1,9 @@
 """How a network is added: two kinds that ACCEL is not, each here from end to end, and a method that works online."""
 
+import dataclasses
+import gc
+import weakref
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,7 @@ from stpl_jax.methods.base import Aux, Method
 from stpl_jax.metrics.temporal_consistency import ConsistencyCounts
 from stpl_jax.models.network import Network, PerClassifier, group_by_group
 from stpl_jax.rows import row_config
+from stpl_jax.train import build_segmenter
 from stpl_jax.train_state import create_state, make_train_step
 
 SIZE = (32, 64)
@@ -216,6 +221,30 @@ def test_a_method_says_which_role_it_lacks(network, method, role, config):
         UserError, match=f"method={method} needs a network with {role}, and config.model.name={network}"
     ):
         make_method(config, models.make_segmenter(config.model, 5))
+
+
+def test_a_network_keeps_its_share_of_frame_statistics_unless_a_method_has_one(config, monkeypatch):
+    own = dataclasses.replace(decoded(None, 15), frame_statistics=1.0)
+    monkeypatch.setitem(models.NETWORKS, "own", lambda model, k, axis=None: own)
+    config.model.name, config.method = "own", "stpl_plus"
+    assert build_segmenter(config) is own
+    config.method, config.methods.tent.frame_statistics = "tent", 0.0
+    assert build_segmenter(config).frame_statistics == 0
+
+
+def test_networks_of_other_shares_go_with_the_network():
+    network = decoded(None, 5)
+    made = [weakref.ref(network), weakref.ref(models.with_frame_statistics(network, 1.0))]
+    assert made[1]() is models.with_frame_statistics(network, 1.0)
+    del network
+    gc.collect()
+    assert [found() for found in made] == [None, None]
+
+
+def test_a_network_without_running_statistics_says_what_to_set(config):
+    config.model.name, config.method = "transformed", "cotta"
+    with pytest.raises(UserError, match="methods.cotta.frame_statistics=0"):
+        build_segmenter(config)
 
 
 class Online(Method):

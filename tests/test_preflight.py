@@ -19,7 +19,7 @@ from input_pipeline.labels import CLASSES
 from stpl_jax import checkpoint, disk_space, preflight
 from stpl_jax.flow_estimators import ESTIMATORS, DeviceEstimator, FlowError
 from stpl_jax.methods import make_method
-from stpl_jax.records import RowScores
+from stpl_jax.records import RowScores, read_scores
 from stpl_jax.rows import row_config
 from stpl_jax.train import build_segmenter
 
@@ -260,6 +260,15 @@ def test_rows_that_are_done_need_nothing(config, tmp_path):
     with pytest.raises(preflight.PreflightError) as caught:
         check(config, tmp_path, "source_only", "stpl")
     assert str(caught.value).count("optim.weight_decay: was 0.0005, is 1.0") == 2
+
+
+def test_a_row_with_the_other_kind_of_score_is_not_done(config, tmp_path):
+    write_scores(config, tmp_path, "stpl", "", config.optim.steps)
+    scores, settings = read_scores(tmp_path / "run", "stpl"), row_config(config, "stpl")
+    online = dataclasses.replace(scores, last=scores.last | {"online": True})
+    assert preflight.is_done(settings, scores) and not preflight.is_done(settings, online)
+    settings.evaluate.online = True
+    assert preflight.is_done(settings, online) and not preflight.is_done(settings, scores)
 
 
 def begin(config, tmp_path, weights, row, data):

@@ -108,6 +108,16 @@ def test_values_out_of_range_are_named_with_what_is_expected(key, value, expecte
     assert f"config.{key}: " in text and expected in text and "1 setting does not fit" in text
 
 
+def test_each_frames_own_statistics_are_not_taken_over_devices():
+    text = complaint({"batch_norm.mode": "sync", "method": "cbna"})
+    assert "config.batch_norm.mode: expected batch or running where method=cbna normalises each frame" in text
+    config = base.get_config()
+    config.update_from_flattened_dict(
+        {"batch_norm.mode": "sync", "method": "tent", "methods.tent.frame_statistics": 0.0}
+    )
+    settings.check(config)
+
+
 def test_all_mistakes_are_told_at_once():
     text = complaint({"checkpoint.keep": 0, "flow.scale": "x", "data.threads": -1})
     assert "3 settings do not fit" in text and text.count("\n  config.") == 3

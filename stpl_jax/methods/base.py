@@ -11,6 +11,7 @@ from flax import struct
 
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import optim
+from stpl_jax.train_state import NETWORK
 
 
 class Aux(struct.PyTreeNode):
@@ -46,7 +47,7 @@ class Method(abc.ABC):
     roles: tuple[str, ...] = ()
     online: bool = False
     frozen: tuple[str, ...] = ("normalisation",)
-    inference: str = "params/network/segmenter"
+    inference: str = NETWORK
 
     def init(self, key, variables):
         """Adds the method's own parameters to a segmentation network.

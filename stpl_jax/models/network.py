@@ -118,8 +118,9 @@ class Network:
         if share and not (self.running_statistics and (share == 1 or self.blends_statistics)):
             raise UserError(
                 f"Inference by each frame's own statistics, with a share of {share:g}, needs a network with running "
-                "statistics whose backbone can blend them (Network.blends_statistics), and this one's cannot. Choose "
-                "another method, or another network."
+                "statistics whose backbone can blend them (Network.blends_statistics), and this one's cannot. Set "
+                "the method's share to 0, such as --config.methods.cotta.frame_statistics=0, or choose another method "
+                "or network."
             )
         classifiers = [self.groups[n] for n in ("auxiliary_classifier", "main_classifier") if n in self.groups]
         groups = dict(self.groups) | ({"classifiers": "|".join(classifiers)} if classifiers else {})
