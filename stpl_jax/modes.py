@@ -9,6 +9,7 @@ from input_pipeline import run_folder
 from input_pipeline.domains import domain_spec, with_own_video
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
+from input_pipeline.labels import model_classes
 from input_pipeline.needs import DomainNeeds
 from stpl_jax import (
     checkpoint,
@@ -24,6 +25,7 @@ from stpl_jax import predict as prediction
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.flow_estimators import FlowError
 from stpl_jax.methods import make_method
+from stpl_jax.models import frame_statistics, make_segmenter
 from stpl_jax.parallel import replicate
 from stpl_jax.records import RowScores, in_words, read_scores
 from stpl_jax.report import analysis
@@ -123,17 +125,19 @@ def evaluate(config, workdir, progress=print):
     preflight.check(config, workdir, tuple(rows), progress, training=False)
     for row, path in rows.items():
         before = _known_scores(workdir, row, progress)
-        if before is not None and before.last.get("online"):
-            # The network as it is now has seen all of the clips.
-            progress(f"evaluate  {row} keeps its score, taken on the way: only training it anew would score it again")
-            continue
         settings = row_config(config, row)
         stored = _said(checkpoint.load_model, path, f"evaluate  {row}: ", "", progress)
         if row != SOURCE:
             model_choice.check_origin(config, row, stored.meta.source or "")
         own = path == str(run_folder.checkpoints(workdir, row))
         source = stored.meta.source or "unknown" if own else str(stored.path)
-        score = _score(settings, workdir, stored, progress)
+        on_the_way = (before.last if before else own and stored.meta.best) or {}
+        if on_the_way.get("online"):
+            # The network as it is now has seen all of the clips.
+            progress(f"evaluate  {row} keeps its score, taken on the way: only training it anew would score it again")
+            score = _with_masks(settings, workdir, stored, on_the_way, progress)
+        else:
+            score = _score(settings, workdir, stored, progress)
         _record(settings, workdir, row, source, score, before)
         progress(f"{row}  {in_words(score)} at step {score['step']}")
     for line in left_out:
@@ -308,11 +312,29 @@ def _estimate_flow(settings, workdir, needs, progress):
 
 
 def _score(settings, workdir, stored, progress):
-    check_propagation(settings, build_segmenter(settings), stored)
+    validation, model = _validation(settings, workdir, stored, progress)
+    return validation.score_model(model, stored.meta.step)
+
+
+def _with_masks(settings, workdir, stored, scores, progress):
+    """Scores that were taken on the way, with what masks say now where the network was stored after all updates."""
+    if not make_method(settings, build_segmenter(settings)).online:
+        return scores
+    validation, model = _validation(settings, workdir, stored, progress)
+    return validation.with_masks(scores, model)
+
+
+def _validation(settings, workdir, stored, progress):
+    """The `Validation` of a stored network and its replicated variables.
+
+    It infers as the method that it was stored by: what predict and the pictures show. No statistics cross devices.
+    """
+    share = frame_statistics(stored.meta.config or {})
+    segmenter = make_segmenter(settings.model, len(model_classes(settings.data)), frame_statistics=share)
+    check_propagation(settings, segmenter, stored)
     _estimate_flow(settings, workdir, {"val": None}, progress)
     variables = replicate(stored.variables)
-    validation = Validation(settings, workdir, build_segmenter(settings), progress)
-    return validation.score_model((variables["params"], variables["batch_stats"]), stored.meta.step)
+    return Validation(settings, workdir, segmenter, progress), (variables["params"], variables["batch_stats"])
 
 
 def _record(settings, workdir, row, source, score, before=None):

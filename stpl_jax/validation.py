@@ -15,6 +15,9 @@ from stpl_jax import parallel, processes, to_label
 from stpl_jax.evaluate import evaluate, make_eval_step
 from stpl_jax.unlabelled import make_unlabelled_step, measure
 
+# Of a set without labels, the part of the scores that comes of masks for some of its frames.
+_OF_MASKS = ("miou", "iou", "confusion", "labelled", "labels", "classes")
+
 
 class NonFiniteLoss(UserError):
     """A loss, or the state after the step, that is infinite or not a number."""
@@ -70,22 +73,42 @@ class Validation:
 
     def _look(self, model, update):
         """Figures without labels; with masks beside the frames that were chosen for that, scores on these, too."""
+        found = measure(self.step, model, self.batches(), model_classes(self.config.data), update).as_json()
+        # Scored on the way, it is the network after all updates that meets the labels.
+        return found | self._of_masks(update.model if update else model)
+
+    def with_masks(self, scores, model):
+        """Returns what `score_online` did with what the masks that there are now say of the network after all updates.
+
+        Args:
+          scores: of `score_online`; those of a set with labels, or of other clips, are returned as they are.
+          model: replicated `params` and `batch_stats` after the last update.
+        """
+        self.open()
+        if self.source.spec.classes is not None or scores["data"] != self.source.digest:
+            return scores
+        rest = {name: value for name, value in scores.items() if name not in _OF_MASKS}
+        return rest | {"miou": None} | self._of_masks(model)
+
+    def _of_masks(self, model):
+        """Scores on masks beside the frames that were chosen for that; an empty dict where there are none."""
         names = model_classes(self.config.data)
         labelled = to_label.read_masks(self.workdir, self.source, names)
-        found = measure(self.step, model, self.batches(), names, update).as_json()
         if labelled is None:
-            return found
+            return {}
         own, groups = labelled.own, labelled.own.groups_of(names)
         other = () if groups is None else (groups, len(own.classes))
         step = compiled_eval_step(self.segmenter, self.config.flow.scale, *other)
-        # Scored on the way, it is the network after all updates that meets the labels.
-        model, batches = update.model if update else model, self.batches(labelled.masks)
+        batches = self.batches(labelled.masks)
         scores = evaluate(step, model, batches, own.classes, own.known_to(names)).as_json()
-        scores = {name: scores[name] for name in ("miou", "iou", "confusion")}
-        return found | scores | {"labelled": len(labelled.masks), "labels": labelled.digest, "classes": own.classes}
+        scores |= {"labelled": len(labelled.masks), "labels": labelled.digest, "classes": own.classes}
+        return {name: scores[name] for name in _OF_MASKS}
 
     def score_online(self, state, train_step, method, step=None):
         """Scores each clip, in time order, as it is predicted by what the clips before it have made of the network.
+
+        Where the clips do not fill the last batch, the copies that fill it are trained on as well. No clip's prediction
+        depends on that; the network that is stored, and that masks are scored by, does.
 
         Args:
           state: replicated `TrainState`, which is donated.

@@ -11,6 +11,7 @@ import stpl_jax
 from stpl_jax import checkpoint, model_choice, modes, predict
 from stpl_jax import checkpoint_places as places
 from stpl_jax.checkpoint import CheckpointError
+from stpl_jax.records import read_scores
 from stpl_jax.report import analysis
 
 CLASSES = ["road", "sidewalk", "building", "fence", "light"]
@@ -41,6 +42,23 @@ def put(config, tiny_variables, tmp_path):
         return tmp_path / folder / "checkpoints"
 
     return write
+
+
+def test_a_given_model_is_scored_as_its_own_method_infers(config, tiny_segmenter, put, tmp_path, monkeypatch):
+    class Share:
+        def __init__(self, settings, workdir, segmenter, progress):
+            self.segmenter = segmenter
+
+        def score_model(self, model, step):
+            return {"miou": self.segmenter.frame_statistics, "step": step}
+
+    monkeypatch.setattr(modes, "Validation", Share)
+    for method, share in (("tent", 1.0), ("cbna", 0.2), ("stpl", 0.0)):
+        config.method = method
+        config.init_from, config.method = str(put(f"given/{method}", method, 0)), "stpl"
+        modes.run_row(config, tmp_path / method, "source_only", lambda line: None)
+        assert read_scores(tmp_path / method, "source_only").last["miou"] == share
+        assert predict.load(config.init_from).segmenter.frame_statistics == share
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A run on video without labels: its rows are scored and reported, frames are chosen, and masks are scored."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,7 +17,9 @@ from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import checkpoint, modes, predict, to_label
 from stpl_jax.metrics.segmentation import iou
 from stpl_jax.models import make_segmenter
+from stpl_jax.records import read_scores
 from stpl_jax.report import analysis, writing
+from stpl_jax.rows import row_config
 
 SIZE = (32, 64)
 ROWS = ("source_only", "alpha_bn", "stpl_plus")
@@ -191,6 +194,39 @@ def test_rows_that_were_scored_on_different_masks_are_not_compared(run, tmp_path
     assert ("On 2 labelled frames, the mean IoU goes from" in page) != bool(other)
     text = (tmp_path / "report.md").read_text()
     assert f"Scores on {'' if other else '2 '}held-out frames that a person labelled" in text
+
+
+def test_scores_taken_on_the_way_stay_and_new_masks_are_scored(run, tmp_path, monkeypatch):
+    (tmp_path / "source_only").mkdir()
+    for name in ("data", "source_only/checkpoints"):
+        (tmp_path / name).symlink_to(run[1] / name)
+    source, config = open_domain(run[0], tmp_path, "val", progress=silent), run[0].copy_and_resolve_references()
+    config.method, config.compare_with, config.methods.tent.frame_statistics = "tent", ("source_only",), 0.0
+    score = {"miou": None, "shares": dict.fromkeys(NAMES, 100 / 15), "confidence": 50.0, "clips": 6, "step": 6}
+    score |= {"temporal_consistency": 90.0, "temporal_consistency_warped": 91.0, "online": True, "data": source.digest}
+    stored = checkpoint.load_model(run[1] / "stpl_plus", tell=silent)
+    settings = json.loads(row_config(config, "tent").to_json_best_effort())
+    meta = dataclasses.replace(stored.meta, config=settings, row="tent", step=6, best=score)
+    checkpoint.save_model(tmp_path / "tent", stored.variables, meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modes, "_report", lambda *arguments: None)
+        modes.evaluate(config, tmp_path, silent)
+        assert read_scores(tmp_path, "tent").last == score, "its record was lost, and the checkpoint has the score"
+        names = [source[i]["name"].decode() for i in range(len(source))]
+        write_masks(tmp_path / "to_label", NAMES, {names[0]: 3, names[4]: 5})
+        modes.evaluate(config, tmp_path, silent)
+    last, maps, confusion = read_scores(tmp_path, "tent").last, maps_of(config, tmp_path, "tent"), np.zeros((15, 15))
+    assert {name: last[name] for name in score if name != "miou"} == {n: x for n, x in score.items() if n != "miou"}
+    for i, number in ((0, 3), (4, 5)):
+        confusion[number] += np.bincount(maps[i].ravel(), minlength=15)
+    assert np.abs(np.array(last["confusion"]) - confusion).sum() <= 4 and last["labelled"] == 2
+    assert last["miou"] == pytest.approx(np.nanmean(iou(confusion)), abs=0.2)
+
+    writing.write_report(config, tmp_path, silent)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["results"]["tent"]["statistics_moved"] is None, "it has none that could move"
+    assert not [line for line in report["warnings"] if "learned little" in line or "different masks" in line]
 
 
 def test_frames_are_chosen_and_their_masks_scored(run):

@@ -10,6 +10,7 @@ from input_pipeline.domains import open_domain
 from input_pipeline.files import write_atomically
 from input_pipeline.labels import PALETTE, colour_table
 from stpl_jax import unlabelled
+from stpl_jax.models import frame_statistics
 from stpl_jax.report import analysis, charts, pictures, tables
 from stpl_jax.report.analysis_files import read_results
 from stpl_jax.report.numbers import make_report, read_curves, read_evaluations
@@ -73,7 +74,12 @@ def _compare(config, workdir, evaluations, progress):
     before, moved = models.get("source_only"), {}
     if before:
         statistics = before.variables["batch_stats"]
-        moved = {row: unlabelled.moved(model.variables["batch_stats"], statistics) for row, model in models.items()}
+        moved = {
+            row: unlabelled.moved(model.variables["batch_stats"], statistics)
+            for row, model in models.items()
+            # Methods that have the setting normalise by each frame's own and leave the running ones alone.
+            if frame_statistics(evaluations[row].config) is None
+        }
     report = _write_numbers(workdir, make_report(config, evaluations, comparison, moved))
     for line in report["warnings"]:
         progress(f"report  warning: {line}")
