@@ -50,7 +50,7 @@ def or_null(value):
 
 
 def segment_clips(segmenter, variables, frames, flow, flow_scale):
-    """Scores the frames of each clip as inference does: running averages, each fused with the frame before it.
+    """Scores the frames of each clip as inference does (`Network.features`), each fused with the frame before it.
 
     Args:
       segmenter: a `Network`.

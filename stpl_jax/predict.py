@@ -37,7 +37,7 @@ class Model:
 
     Attributes:
       segmenter: the `Network`.
-      variables: its `params` and `batch_stats`, on the device; the running averages normalise.
+      variables: its `params` and `batch_stats`, on the device.
       classes: names of the classes: `classes[i]` is train id i.
       palette: `[256, 3]` uint8 RGB: `palette[ids]` paints a class map.
       size: (height, width) that frames are resized to for the network: that of its training.
@@ -310,7 +310,7 @@ def _progress_line(done, count, seconds, timed):
 # Compiled once for each network, and shared by all models of that network.
 @functools.partial(jax.jit, static_argnames="segmenter")
 def _score(segmenter, variables, frame):
-    """The frame's own scores: `[H, W, 3]` uint8 to `[1, h, w, K]`; running averages normalise."""
+    """The frame's own scores: `[H, W, 3]` uint8 to `[1, h, w, K]`."""
     features, _ = segmenter.features(variables, frame[None, None])  # [1, 1, h, w, C]
     return segmenter.classify(variables["params"], features.replace(auxiliary=None)).main[0]
 

@@ -15,6 +15,10 @@ device's own; Θ is that of all layers, there not of the last stage's. The thres
 for 1000 classes: where a segmentation network is surer of most pixels than that from the start, every step brings it
 back to the source model, and `methods.sar.recovered_below` is to be lowered. Else as Tent, whose remarks on optimisers
 and devices hold, with the public code's rate for a batch of one, twice Tent's.
+
+After a recovery copies of the public code keep the moving average, and recover again in each step until it has climbed
+above the threshold; here it starts anew. With the momenta the schedule starts anew, which counts the optimiser's steps:
+a rate that falls is the first one again. The public code's rate is constant.
 """
 
 import math

@@ -9,7 +9,8 @@ much of the source's statistics stays: nothing is trained.
 Source: Klingner et al., "Unsupervised BatchNorm Adaptation (UBNA)", arXiv 2011.08502, and its public code (η_0 = 0.1;
 from GTA to Cityscapes α = 0.08, 50 steps of 6 images). Differences: clips are the loader's, each in one of its frames;
 of several devices the statistics are averaged, each over its own clips; UBNA+, which lets deeper layers move less, is
-left out, since a `Network` does not say which of its layers are deep.
+left out, since a `Network` does not say which of its layers are deep; the statistics of all layers move, there those of
+the encoder.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Networks side by side in feature space: class variances, neighbours, t-SNE, feature maps (paper, Figures 6 to 8).
 
-All networks are asked about the same pixels of the validation set, by the features of the backbone's last stage, which
-running averages normalise as they do in evaluation.
+All networks are asked about the same pixels of the validation set, by the features of the backbone's last stage,
+normalised as in evaluation.
 """
 
 import functools
