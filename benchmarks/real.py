@@ -33,28 +33,7 @@ DRIVES = ("0001TP", "0006R0", "0016E5", "0016E5_dense")
 CHOSEN_ON, CHOSEN_WITH = "0006R0", 100
 RATES = ("1e-5", "1e-4", "1e-3")
 CONTROLS = ("source_only", "bn_statistics", "alpha_bn")
-ROWS = (
-    *CONTROLS,
-    "alpha_bn_25",
-    "alpha_bn_75",
-    "ubna",
-    "cbna",
-    "tent",
-    "cotta",
-    "sar",
-    "self_training",
-    "duplicate",
-    "temporal",
-    "spatial",
-    "naive",
-    "ur",
-    "hcl",
-    "da_vsn_free",
-    "vat_vst_free",
-    "tps_free",
-    "stpl",
-    "stpl_plus",
-)
+ROWS = (*CONTROLS, "alpha_bn_25", "alpha_bn_75", "ubna", "cbna", *camvid.LEARNING_RATES)
 
 
 def run_rows(workdir, drive, seed, rows, arguments, flags=()):

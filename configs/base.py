@@ -164,7 +164,7 @@ def get_config():
     config.methods.tent = ConfigDict(  # Tent, ICLR 2021
         dict(
             frame_statistics=1.0,
-            own=dict(learning_rate=2.5e-4 / 64, weight_decay=0.0, power=0.0),  # of ImageNet: 2.5e-4 for 64 images
+            own=dict(learning_rate=2.5e-4 / 64, weight_decay=0.0),  # of ImageNet: 2.5e-4 for 64 images
         )
     )
     config.methods.sar = ConfigDict(  # SAR, ICLR 2023; values of its public code
@@ -174,7 +174,7 @@ def get_config():
             radius=0.05,  # ρ, length of the step to the sharper point
             average_decay=0.9,  # of the moving average of the loss
             recovered_below=0.2,  # nats: an average below brings the source model's parameters back
-            own=dict(learning_rate=2.5e-4 / 32, weight_decay=0.0, power=0.0),
+            own=dict(learning_rate=2.5e-4 / 32, weight_decay=0.0),
         )
     )
     config.methods.cotta = ConfigDict(  # CoTTA, CVPR 2022; values of its public code for segmentation
@@ -186,7 +186,6 @@ def get_config():
             confidence=0.69,  # of the source model; above it the teacher's direct prediction is the pseudo-label
             teacher_decay=0.999,
             restored=0.01,  # share of the student's parameters that are set back in each step
-            own=dict(power=0.0),  # a constant rate
         )
     )
     config.methods.self_training = ConfigDict(dict(topk=dict(proportion=0.7, per_class=False)))

@@ -72,8 +72,7 @@ def train(config, workdir, row, init_from=None, progress=print):
             clips_per_step=clips,
             data={domain: source.digest for domain, source in sources.items()},
         )
-        one_step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
-        train_step = parallel.pmap(one_step, donate_state=True)
+        train_step = compiled_step(config, method, optimisers)
         log = RunLog(folder, row, steps, start.step, clips, config.log_every, jax.process_index() == 0, progress)
 
         stream = parallel.prefetch(device_batches(config, method, sources, start.positions, steps - start.step))
@@ -101,10 +100,7 @@ def train(config, workdir, row, init_from=None, progress=print):
             last = best
         elif is_scored_online(config, method):
             if not method.online:
-                one_step = make_train_step(
-                    method, method.optimisers(on_the_way(config.optim)), config.seed, config.optim.accumulate
-                )
-                train_step = parallel.pmap(one_step, donate_state=True)
+                train_step = compiled_step(config, method, method.optimisers(on_the_way(config.optim)))
             last, state = validation.score_online(state, train_step, method, None if method.online else steps)
         else:
             last = validation.score(state, method, steps)
@@ -119,6 +115,12 @@ def train(config, workdir, row, init_from=None, progress=print):
     if processes.is_first():
         scores = (last, best, meta.config, log.seconds_per_step(), meta.data)
         RowScores(row, config.method, start.origin, *scores).write(workdir)
+
+
+def compiled_step(config, method, optimisers):
+    """Compiles the train step of a row's configuration for all devices; it donates the state."""
+    step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
+    return parallel.pmap(step, donate_state=True)
 
 
 def on_the_way(settings):

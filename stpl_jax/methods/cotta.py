@@ -9,9 +9,8 @@ predicts: it is what is scored, stored as the network and loaded.
     θ_teacher ← 0.999 · θ_teacher + 0.001 · θ_student      after the student's update
     θ_student ← M ⊙ θ_source + (1 - M) ⊙ θ_student         M: each number of it with a probability of 0.01
 
-All parameters that the main scores of one frame depend on are trained, by Adam at a rate of 7.5e-6
-(`methods.cotta.learning_rate`, in place of `optim.learning_rate`; the schedule is `config.optim`'s, constant with
-`optim.profile=own`).
+All parameters that the main scores of one frame depend on are trained, by Adam at a constant rate of 7.5e-6
+(`methods.cotta.learning_rate`, in place of `optim.learning_rate`).
 
 The segmentation code of the authors was read as later publications carry it. Differences: pseudo-labels are soft, as in
 the paper, there the likeliest class; confidence is looked at pixel by pixel, as there, where the paper asks once for an

@@ -17,8 +17,7 @@ back to the source model, and `methods.sar.recovered_below` is to be lowered. El
 and devices hold, with the public code's rate for a batch of one, twice Tent's.
 
 After a recovery copies of the public code keep the moving average, and recover again in each step until it has climbed
-above the threshold; here it starts anew. With the momenta the schedule starts anew, which counts the optimiser's steps:
-a rate that falls is the first one again. The public code's rate is constant.
+above the threshold; here it starts anew.
 """
 
 import math

@@ -3,12 +3,11 @@
 import functools
 from typing import Any
 
-import einops
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier, propagation_of
+from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier, apply_to_groups, propagation_of
 from stpl_jax.models.resnet import ResNet
 from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.dtypes import compute_dtype
@@ -130,15 +129,8 @@ def as_network(module, propagation="warp"):
         return module.init(key, jnp.zeros((1, *SMALLEST_SIZE, 3), jnp.float32))
 
     def backbone(variables, images, share, averaged):
-        count = images.shape[0]
-        images = einops.rearrange(images, "g b h w c -> (g b) h w c")
-        if share:
-            arguments = (images, count, averaged, share)
-            found, updated = module.apply(variables, *arguments, method="features", mutable=["batch_stats"])
-        else:
-            found, updated = module.apply(variables, images, method="features"), variables
-        auxiliary, main = (einops.rearrange(f, "(g b) h w c -> g b h w c", g=count) for f in found)
-        return PerClassifier(main, auxiliary), updated["batch_stats"]
+        (auxiliary, main), stats = apply_to_groups(module, variables, images, share, averaged)
+        return PerClassifier(main, auxiliary), stats
 
     def classifier(name):
         return lambda params, features: module.apply({"params": params}, name, features, method="classify")

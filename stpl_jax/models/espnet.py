@@ -17,7 +17,6 @@ Values are those of the public code. Its differences from here:
 import functools
 from typing import Any
 
-import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from input_pipeline.errors import UserError
 from stpl_jax.models.batch_norm import GroupedBatchNorm
 from stpl_jax.models.initialisers import torch_default
-from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier
+from stpl_jax.models.network import SMALLEST_SIZE, Network, PerClassifier, apply_to_groups
 from stpl_jax.ops.convolution import convolve
 from stpl_jax.ops.dtypes import compute_dtype
 
@@ -268,15 +267,8 @@ def as_network(module):
         return module.init(key, jnp.zeros((1, *SMALLEST_SIZE, 3), module.dtype))
 
     def backbone(variables, images, share, averaged):
-        count = images.shape[0]
-        images = einops.rearrange(images, "g b h w c -> (g b) h w c")
-        if share:
-            arguments = (images, count, averaged, share)
-            found, updated = module.apply(variables, *arguments, method="features", mutable=["batch_stats"])
-        else:
-            found, updated = module.apply(variables, images, method="features"), variables
-        main, scored = (einops.rearrange(f, "(g b) h w c -> g b h w c", g=count) for f in found)
-        return PerClassifier(main, scored=scored), updated["batch_stats"]
+        (main, scored), stats = apply_to_groups(module, variables, images, share, averaged)
+        return PerClassifier(main, scored=scored), stats
 
     return Network(
         num_classes=module.num_classes,

@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,27 @@ class Network:
     def channels(self, variables):
         """Returns how many channels the features have, a `PerClassifier` of numbers."""
         return jax.tree.map(lambda x: x.shape[-1], self.feature_shapes(variables, SMALLEST_SIZE))
+
+
+def apply_to_groups(module, variables, images, share, averaged):
+    """Runs a Flax module whose normalisation knows groups, `GroupedBatchNorm`, on all of them as one batch.
+
+    Args:
+      module: with a method `features` of images `[G·B, H, W, 3]`, and, where groups are normalised by themselves,
+        `GroupedBatchNorm`'s arguments; returns a tuple of features `[G·B, h, w, C]`.
+      variables, images, share, averaged: as `Network.backbone` takes them.
+
+    Returns:
+      A list of features `[G, B, h, w, C]`, and `batch_stats` afterwards.
+    """
+    count, updated = images.shape[0], variables
+    flat = einops.rearrange(images, "g b h w c -> (g b) h w c")
+    if share:
+        arguments = (flat, count, averaged, share)
+        found, updated = module.apply(variables, *arguments, method="features", mutable=["batch_stats"])
+    else:
+        found = module.apply(variables, flat, method="features")
+    return [einops.rearrange(f, "(g b) h w c -> g b h w c", g=count) for f in found], updated["batch_stats"]
 
 
 def group_by_group(backbone):
