@@ -25,7 +25,8 @@ from pathlib import Path
 from benchmarks import measure
 from configs import camvid
 from input_pipeline import run_folder
-from input_pipeline.files import write_atomically
+from input_pipeline.datasets import DATASETS
+from input_pipeline.files import read_json, write_atomically
 from stpl_jax.methods import METHODS
 
 CONFIG = "configs/camvid.py"
@@ -71,6 +72,17 @@ def run_rows(workdir, drive, seed, rows, arguments, flags=()):
     for row, record in records.items():
         _check_rate(workdir, row, record, flags)
     return records
+
+
+def check_same_inputs(arguments, flags):
+    """Raises `SystemExit` where rows in the working directory are of another model, other frames or other settings."""
+    now = {name: str(getattr(arguments, name).absolute()) for name in ("camvid", "source")} | {"flags": list(flags)}
+    path = arguments.workdir / "inputs.json"
+    before = read_json(path, "Use another --workdir.") or now
+    if before != now:
+        changed = "; ".join(f"{name}: was {before[name]}, is {now[name]}" for name in now if before[name] != now[name])
+        raise SystemExit(f"{arguments.workdir} was begun with other inputs: {changed}. Use another --workdir.")
+    write_atomically(path, json.dumps(now, indent=1))
 
 
 def _check_rate(workdir, row, record, flags):
@@ -179,8 +191,8 @@ def markdown(lines, seeds, size, command):
     text = [
         "# Real video: Cityscapes to CamVid",
         "mIoU of CamVid's 11 classes on the second half of each drive, adapted on the first (online rows: on the "
-        f"second itself, each frame after it was predicted), at {size[1]}×{size[0]}; percent, mean ± standard "
-        f"deviation over seeds {', '.join(map(str, seeds))}; last step. "
+        f"second itself, each frame after it was predicted), at {size[0]}×{size[1]} (height × width); percent, mean ± "
+        f"standard deviation over seeds {', '.join(map(str, seeds))}; last step. "
         + (f"Learning rates were chosen on {CHOSEN_ON} alone, which the means leave out. " if apart and counted else "")
         + "Differences are taken on the same drive and seed; the worst is that of all drives and seeds. Seconds: of "
         "training before scoring, without compilation, mean over drives.",
@@ -244,9 +256,10 @@ def main():
         "--camvid", type=Path, required=True, help="CamVid, as its owners or the SegNet tutorial ship it"
     )
     parser.add_argument("--source", type=Path, required=True, help="checkpoint of a model of Cityscapes' classes")
-    parser.add_argument("--drives", nargs="+", default=DRIVES)
-    parser.add_argument("--rows", nargs="+", default=ROWS)
-    parser.add_argument("--seeds", type=int, choices=range(1, 100), metavar="N", default=3, help="how many, from 1 on")
+    known = (*dict.fromkeys((*METHODS, *camvid.get_config().rows)),)
+    parser.add_argument("--drives", nargs="+", choices=DATASETS["camvid"].drives, default=DRIVES)
+    parser.add_argument("--rows", nargs="+", choices=known, metavar="ROW", default=ROWS)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on")
     parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--tune", action="store_true", help="choose learning rates instead")
     parser.add_argument("--workdir", type=Path, default=Path("runs/real"))
@@ -255,10 +268,13 @@ def main():
     unknown = [flag for flag in flags if not flag.startswith("--config.")]
     if unknown:
         parser.error(f"unrecognised arguments: {' '.join(unknown)}")
+    if arguments.seeds < 1:
+        parser.error(f"--seeds: expected 1 or more, found {arguments.seeds}")
     flags.append(f"--config.data.target.size={tuple(arguments.size)}")
     part = flags[:-1] or (arguments.drives, arguments.rows, arguments.seeds) != (DRIVES, ROWS, 3)
     arguments.results = arguments.results or (arguments.workdir if part else measure.RESULTS)
     arguments.workdir = arguments.workdir / f"{arguments.source.name}-{arguments.size[0]}x{arguments.size[1]}"
+    check_same_inputs(arguments, flags)
     if arguments.tune:
         tune(arguments, flags)
         return

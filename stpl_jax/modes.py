@@ -137,6 +137,8 @@ def evaluate(config, workdir, progress=print):
             progress(f"evaluate  {row} keeps its score, taken on the way: only training it anew would score it again")
             score = _with_masks(settings, workdir, stored, on_the_way, progress)
         else:
+            if settings.evaluate.online:
+                progress(f"evaluate  {row}: evaluate.online is of training; the stored network is scored as it is")
             score = _score(settings, workdir, stored, progress)
         _record(settings, workdir, row, source, score, before)
         progress(f"{row}  {in_words(score)} at step {score['step']}")

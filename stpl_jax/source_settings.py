@@ -35,12 +35,16 @@ def complete(config):
     stored = checkpoint.peek(source_model(config.init_from), tell=lambda line: None)
     stored.meta.require(stored.path, "config", "classes")
     model = {"name": "accel"} | stored.meta.config["model"]  # checkpoints of earlier versions do not say the name
-    asked, trained = given.fusion.propagation, propagation_of(model)
-    if asked not in (usual.fusion.propagation, trained):
-        raise SettingsError(
-            f"config.model.fusion.propagation={asked}, and {stored.path} was trained with {trained}, which "
-            "config.from_checkpoint takes. Leave it out, or convert the checkpoint again with it (docs/weights.md)."
-        )
+    usual_classes, setting = base.get_config().data.classes, stored.meta.label_setting or "none"
+    for key, asked, default, trained in (
+        ("model.fusion.propagation", given.fusion.propagation, usual.fusion.propagation, propagation_of(model)),
+        ("data.classes", config.data.classes, usual_classes, setting),
+    ):
+        if asked not in (default, trained):
+            raise SettingsError(
+                f"config.{key}={asked}, and {stored.path} was trained with {trained}, which config.from_checkpoint "
+                "takes. Leave it out, or convert the checkpoint again with it (docs/weights.md)."
+            )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(_tuples(model))
@@ -49,7 +53,7 @@ def complete(config):
             config.model.dtype = given.dtype
         if given.backbone.remat != usual.backbone.remat and "backbone" in config.model:
             config.model.backbone.remat = given.backbone.remat
-        config.data.classes = stored.meta.label_setting or "none"
+        config.data.classes = setting
         config.data.class_names = tuple(stored.meta.classes)
         config.flow.scale = stored.meta.config["flow"]["scale"]
         if any(config.data.target.size):

@@ -49,7 +49,7 @@ def test_the_drive_that_rates_were_chosen_on_stands_apart(runs):
     means = "45.0 ± 1.4 | 34.0 ± 1.4 | 39.5 ± 0.0 | +14.5 ± 0.0 | +13.5 ± 1.4 | +2.0 ± 0.7"
     assert line == f"| stpl | {means} | +3.0 | 50.0 ± 0.0 | 10 |"
     assert "| stpl | 40.5 | - |" in text, "IoU of sky, 45 and 46, 35 + 1 and 34, over the drives that count"
-    assert "480×360" in text and "0006R0 (rates chosen on it)" in text
+    assert "360×480 (height × width)" in text and "0006R0 (rates chosen on it)" in text
 
 
 def test_a_row_that_diverged_is_said_to(runs):
@@ -122,3 +122,25 @@ def test_a_row_of_another_rate_is_not_taken_for_todays(tmp_path):
 
 def test_online_rows_are_marked():
     assert [row for row in real.ROWS if real.online(row)] == ["cbna", "tent", "cotta", "sar"]
+
+
+def test_a_folder_of_other_inputs_is_refused(tmp_path):
+    def arguments(source):
+        return SimpleNamespace(camvid=tmp_path, source=tmp_path / source, workdir=tmp_path / "runs")
+
+    for _ in range(2):
+        real.check_same_inputs(arguments("espnet"), ["--config.steps=2"])
+    with pytest.raises(SystemExit, match="source: was .*espnet, is .*other"):
+        real.check_same_inputs(arguments("other"), ["--config.steps=2"])
+    with pytest.raises(SystemExit, match=r"flags: was \['--config.steps=2'\], is \[\]. Use another --workdir"):
+        real.check_same_inputs(arguments("espnet"), [])
+
+
+@pytest.mark.parametrize(
+    "flags, message", [(["--rows", "foo"], "invalid choice"), (["--seeds=0"], "1 or more, found 0")]
+)
+def test_wrong_arguments_are_refused_at_once(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr("sys.argv", ["real", f"--camvid={tmp_path}", f"--source={tmp_path}", *flags])
+    with pytest.raises(SystemExit):
+        real.main()
+    assert message in capsys.readouterr().err
