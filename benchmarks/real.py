@@ -279,13 +279,11 @@ def main():
         tune(arguments, flags)
         return
     rows, seeds = tuple(dict.fromkeys((*CONTROLS, *arguments.rows))), range(1, arguments.seeds + 1)
-    runs = {
-        drive: {
-            seed: run_rows(arguments.workdir / drive / f"seed{seed}", drive, seed, rows, arguments, flags)
-            for seed in seeds
-        }
-        for drive in arguments.drives
-    }
+    runs = {drive: {} for drive in arguments.drives}
+    for seed in seeds:  # a seed for all drives, and then the next: what is there is a table early on
+        for drive in arguments.drives:
+            workdir = arguments.workdir / drive / f"seed{seed}"
+            runs[drive][seed] = run_rows(workdir, drive, seed, rows, arguments, flags)
     lines = summarise(runs, rows)
     command = " ".join(["python -m benchmarks.real", *sys.argv[1:]])
     text = markdown(lines, seeds, arguments.size, command)
