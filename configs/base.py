@@ -122,6 +122,9 @@ def get_config():
     config.batch_norm = ConfigDict()
     config.batch_norm.mode = "batch"  # batch: statistics of each frame on each device; sync: over devices; running
     config.batch_norm.average_over = "all"  # groups that enter the running averages: all (PyTorch's way) or clean
+    # Share of the source's statistics in those that a row trains and is scored with, blended once with those of so many
+    # clips of the target (α-BN), and fixed from then on. 0: as published, by `mode`.
+    config.batch_norm.prior, config.batch_norm.prior_clips = 0.0, 100
 
     config.optim = optim = ConfigDict()  # paper, section 4.1
     # paper: this optimiser for every method; own: what methods.<method>.own says in its place, and `clips_per_device`,

@@ -31,7 +31,9 @@ class Start(NamedTuple):
     origin: str
 
 
-def starting_point(config, row, folder, manager, method, optimisers, sources, clips, init_from, progress=print):
+def starting_point(
+    config, row, folder, manager, method, optimisers, sources, clips, init_from, prepare, progress=print
+):
     """Finds where a row's training begins; first match: its newest checkpoint; the checkpoint given; random.
 
     Args:
@@ -43,6 +45,7 @@ def starting_point(config, row, folder, manager, method, optimisers, sources, cl
       sources: domain -> `ClipSource`.
       clips: clips in a step of all devices.
       init_from: checkpoint whose segmentation network training starts from, or None.
+      prepare: changes the network's variables where training begins.
       progress: called with lines of text.
 
     Returns:
@@ -57,7 +60,7 @@ def starting_point(config, row, folder, manager, method, optimisers, sources, cl
     found = checkpoint.restore_newest(manager, template, progress, processes.from_first, method.inference)
     if found is None:
         variables, origin = starting_variables(config, segmenter, init_from, progress)
-        state = jax.jit(lambda v: create_state(method, optimisers, v, key))(variables)
+        state = jax.jit(lambda v: create_state(method, optimisers, v, key))(prepare(variables))
         return Start(state, 0, {}, None, origin)
     state, meta, step = found
     meta.require(folder, "config", "positions", "source")

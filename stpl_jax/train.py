@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -10,7 +11,8 @@ from input_pipeline import run_folder
 from input_pipeline.labels import model_classes
 from input_pipeline.loader import train_batches
 from stpl_jax import checkpoint, parallel, processes
-from stpl_jax.methods import make_method
+from stpl_jax.methods import make_method, takes_prior
+from stpl_jax.methods.alpha_bn import AlphaBN
 from stpl_jax.models import frame_statistics, make_segmenter
 from stpl_jax.optim import poly_schedule
 from stpl_jax.records import RowScores, as_metrics, better, in_words
@@ -18,7 +20,7 @@ from stpl_jax.run_log import RunLog
 from stpl_jax.starting_point import starting_point
 from stpl_jax.step_results import StepResults
 from stpl_jax.stopping import StopAfterStep
-from stpl_jax.train_state import make_train_step
+from stpl_jax.train_state import create_state, make_train_step
 from stpl_jax.validation import Validation, is_scored_online, open_together
 
 
@@ -58,7 +60,13 @@ def train(config, workdir, row, init_from=None, progress=print):
     with processes.in_turn(
         lambda: checkpoint.open_manager(run_folder.checkpoints(workdir, row), config.checkpoint.keep)
     ) as manager:
-        start = starting_point(config, row, folder, manager, method, optimisers, sources, clips, init_from, progress)
+
+        def prepare(variables):
+            return blended(config, segmenter, sources, variables, row, progress) if takes_prior(config) else variables
+
+        start = starting_point(
+            config, row, folder, manager, method, optimisers, sources, clips, init_from, prepare, progress
+        )
         state, best = parallel.replicate(start.state), start.best
         meta = checkpoint.CheckpointMeta(
             config=json.loads(config.to_json_best_effort()),
@@ -66,7 +74,7 @@ def train(config, workdir, row, init_from=None, progress=print):
             label_setting=config.data.classes,
             row=row,
             method=config.method,
-            batch_norm=config.batch_norm.mode,
+            batch_norm=method.config.batch_norm.mode,
             source=start.origin,
             versions=checkpoint.versions(),
             clips_per_step=clips,
@@ -121,6 +129,36 @@ def compiled_step(config, method, optimisers):
     """Compiles the train step of a row's configuration for all devices; it donates the state."""
     step = make_train_step(method, optimisers, config.seed, config.optim.accumulate)
     return parallel.pmap(step, donate_state=True)
+
+
+def blended(config, segmenter, sources, variables, row, progress=print):
+    """Blends a network's running statistics with those of the target's clips, as `alpha_bn` does: `batch_norm.prior`.
+
+    Args:
+      config: the row's configuration.
+      segmenter: a `Network`.
+      sources: domain -> `ClipSource`; the target counts.
+      variables: of the source model.
+      row: its name, for the message.
+      progress: called with lines of text.
+
+    Returns:
+      `variables` with other `batch_stats`.
+    """
+    config = config.copy_and_resolve_references()
+    config.methods.alpha_bn.alpha = 1 - config.batch_norm.prior
+    config.optim.accumulate = 1
+    method = AlphaBN(config, segmenter)
+    state = parallel.replicate(create_state(method, {}, variables, jax.random.key(config.seed)))
+    step = compiled_step(config, method, {})
+    steps = math.ceil(config.batch_norm.prior_clips / (config.clips_per_device * jax.device_count()))
+    for batch, _, _ in device_batches(config, method, sources, {}, steps):
+        state, _ = step(state, batch)
+    progress(
+        f"{row}  statistics: {config.batch_norm.prior:.0%} the source's, the rest of "
+        f"{steps * config.clips_per_device * jax.device_count()} clips of the target"
+    )
+    return variables | {"batch_stats": parallel.unreplicate(state).batch_stats}
 
 
 def on_the_way(settings):

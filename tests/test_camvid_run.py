@@ -1,10 +1,13 @@
 """A run of configs/camvid.py from a checkpoint of Cityscapes' classes, in small."""
 
+import functools
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from raw_trees import label_ids, write_camvid
 
@@ -13,7 +16,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import checkpoint, modes, settings
 from stpl_jax.checkpoint_meta import CheckpointMeta
-from stpl_jax.models import make_segmenter
+from stpl_jax.methods import METHODS, make_method, takes_prior
+from stpl_jax.models import frame_statistics, make_segmenter
 from stpl_jax.records import read_scores
 from stpl_jax.report import analysis, analysis_files
 from stpl_jax.rows import row_config
@@ -86,3 +90,43 @@ def test_a_row_with_source_data_ends_with_what_is_missing(config, tmp_path):
     assert row_config(config, "fda").method == "fda"
     with pytest.raises(UserError, match="config.data.source.raw_dir is not set"):
         modes.auto(config, tmp_path / "run", lambda line: None)
+
+
+def model_of(folder):
+    return checkpoint.load_model(folder).variables
+
+
+def test_a_prior_blends_the_statistics_once_and_training_keeps_them(config, tmp_path):
+    config.batch_norm.update(dict(prior=0.25, prior_clips=8))  # one on each device
+    config.methods.alpha_bn.alpha = 0.75
+    config.rows.alpha_bn = ConfigDict(dict(optim=dict(steps=1)))
+    config.rows.self_training.optim.learning_rate = 0.1
+    config.method, config.compare_with = "self_training", ("source_only", "alpha_bn")
+    lines = []
+    modes.auto(config, tmp_path / "run", lines.append)
+    assert "self_training  statistics: 25% the source's, the rest of 8 clips of the target" in lines
+    source, blend = model_of(tmp_path / "source"), model_of(tmp_path / "run" / "alpha_bn")
+    trained = model_of(tmp_path / "run" / "self_training")
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, trained["batch_stats"], blend["batch_stats"])
+    assert not tree_equal(trained["params"], source["params"])
+    assert not tree_equal(blend["batch_stats"], source["batch_stats"])
+
+
+def tree_equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_which_methods_take_a_prior(config):
+    config.batch_norm.prior = 0.5
+    without = {"source_only", "oracle", "alpha_bn", "bn_statistics", "ubna", "cbna", "tent", "cotta", "sar"}
+    for name in METHODS:
+        config.method = name
+        assert takes_prior(config) == (name not in without)
+    config.method = "stpl_plus"
+    assert make_method(config, make_segmenter(config.model, 19)).config.batch_norm.mode == "running"
+    for name, share in (("cbna", 0.1), ("tent", 0.5), ("sar", 0.5), ("cotta", 0.5)):
+        config.method = name
+        assert frame_statistics(config) == share, "half of the published one"
+    config.batch_norm.prior, config.method = 0.0, "stpl"
+    assert not takes_prior(config) and frame_statistics(config) is None

@@ -60,6 +60,12 @@ def section_of(method):
     return _SECTIONS.get(method, method)
 
 
+def takes_prior(config):
+    """Whether the row's running statistics are source's and target's, blended once and fixed: `batch_norm.prior`."""
+    method = METHODS[config.method]
+    return bool(config.batch_norm.prior) and getattr(method, "func", method).takes_prior
+
+
 def make_method(config, segmenter):
     """Builds the method that `config.method` names.
 
@@ -68,6 +74,9 @@ def make_method(config, segmenter):
     """
     if config.method not in METHODS:
         raise UserError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
+    if takes_prior(config):
+        config = config.copy_and_resolve_references()
+        config.batch_norm.mode = "running"
     method = METHODS[config.method](config, segmenter)
     lacking = [role for role in method.roles if not getattr(segmenter, role)]
     if lacking:

@@ -25,6 +25,7 @@ class AlphaBN(Method):
     """Blends the running statistics with target video's and leaves every parameter alone; `config.methods.alpha_bn`."""
 
     roles = ("running_statistics",)
+    takes_prior = False
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.alpha = config, segmenter, config.methods.alpha_bn.alpha

@@ -10,6 +10,7 @@ class BNStatistics(Method):
     """Adapts batch normalisation's running averages to target video and leaves every parameter alone."""
 
     roles = ("running_statistics",)
+    takes_prior = False  # `alpha_bn` is that
 
     def __init__(self, config, segmenter):
         if config.batch_norm.mode == "running":

@@ -19,6 +19,7 @@ class CBNA(Method):
 
     roles = ("running_statistics",)
     online = True
+    takes_prior = False  # as a part of `frame_statistics`, see `models.frame_statistics`
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter = config, segmenter

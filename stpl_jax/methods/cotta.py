@@ -38,6 +38,7 @@ class CoTTA(Method):
     """Trains on an averaged teacher's averaged predictions, and forgets at random; `config.methods.cotta`."""
 
     online = True
+    takes_prior = False  # as a part of `frame_statistics`, see `models.frame_statistics`
     frozen = ()
     inference = "extra/teacher"
 

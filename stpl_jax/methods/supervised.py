@@ -63,6 +63,8 @@ def supervised_loss(config, segmenter, params, batch_stats, data, frames=None):
 class Supervised(Method):
     """Cross-entropy of fused scores, main + 0.1 · auxiliary, at the label's size, as DA-VSN's and TPS's public code."""
 
+    takes_prior = False
+
     def __init__(self, config, segmenter, domain):
         self.config, self.segmenter, self.domain = config, segmenter, domain
         self.needs = {domain: DomainNeeds(labels=True, mirrored=config.methods.supervised.mirror)}

@@ -31,6 +31,7 @@ class Tent(Method):
     """Minimises the entropy of what was just predicted; `config.methods.tent`."""
 
     online = True
+    takes_prior = False  # as a part of `frame_statistics`, see `models.frame_statistics`
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter = config, segmenter

@@ -26,6 +26,7 @@ class UBNA(Method):
     """Moves the running statistics by a momentum that decays, and leaves every parameter alone; `methods.ubna`."""
 
     roles = ("running_statistics",)
+    takes_prior = False
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.ubna

@@ -56,5 +56,9 @@ def with_frame_statistics(network, share):
 
 
 def frame_statistics(config):
-    """Returns the share that a configuration's method asks for, or None; also of what a checkpoint stores of one."""
-    return config.get("methods", {}).get(config.get("method"), {}).get("frame_statistics")
+    """Returns the share that a configuration's method asks for, or None; also of what a checkpoint stores of one.
+
+    Such methods leave the source's running statistics as they are, so that `batch_norm.prior` is a part of this blend.
+    """
+    share = config.get("methods", {}).get(config.get("method"), {}).get("frame_statistics")
+    return share and share * (1 - config.get("batch_norm", {}).get("prior", 0.0))
