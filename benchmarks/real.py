@@ -34,7 +34,7 @@ DRIVES = ("0001TP", "0006R0", "0016E5", "0016E5_dense")
 CHOSEN_ON, CHOSEN_WITH = "0006R0", 100
 RATES = ("1e-5", "1e-4", "1e-3")
 CONTROLS = ("source_only", "bn_statistics", "alpha_bn")
-ROWS = (*CONTROLS, "alpha_bn_25", "alpha_bn_75", "ubna", "cbna", *camvid.LEARNING_RATES)
+ROWS = (*CONTROLS, "alpha_bn_25", "alpha_bn_75", "blend", "ubna", "cbna", *camvid.LEARNING_RATES)
 
 
 def run_rows(workdir, drive, seed, rows, arguments, flags=()):

@@ -125,6 +125,7 @@ def get_config():
     # Share of the source's statistics in those that a row trains and is scored with, blended once with those of so many
     # clips of the target (α-BN), and fixed from then on. 0: as published, by `mode`.
     config.batch_norm.prior, config.batch_norm.prior_clips = 0.0, 100
+    config.batch_norm.choose_prior = False  # choose that share without labels, instead of `prior`
 
     config.optim = optim = ConfigDict()  # paper, section 4.1
     # paper: this optimiser for every method; own: what methods.<method>.own says in its place, and `clips_per_device`,
@@ -457,6 +458,8 @@ def get_config():
         )
     )
     config.rows.oracle = ConfigDict(config.rows.source_only.to_dict())
+    # Nothing is trained: one step, which leaves a checkpoint.
+    config.rows.blend = ConfigDict(dict(batch_norm=dict(choose_prior=True), optim=dict(steps=1, decay_steps=1)))
     config.rows.ubna = ConfigDict(dict(optim=dict(steps=50)))  # its momentum is 2% of the first one by then
     # Tables 1 and 2: the starred rows. Table 4: the fusions.
     for name in ("da_vsn", "vat_vst", "tps"):

@@ -70,6 +70,7 @@ def get_config():
     for name in ("bn_statistics", "alpha_bn"):
         config.rows[name] = ConfigDict(statistics)
     config.rows.ubna.clips_per_device = 4
+    config.rows.blend.clips_per_device = 4
     for percent in (25, 75):
         alpha = dict(alpha_bn=dict(alpha=percent / 100))
         config.rows[f"alpha_bn_{percent}"] = ConfigDict(dict(method="alpha_bn", methods=alpha, **statistics))

@@ -163,6 +163,7 @@ RULES = {
     **_all(SHARE, "batch_norm.prior", "methods.*.frame_statistics", "methods.ubna.momentum"),
     **_all(SHARE, "methods.cotta.confidence", "methods.cotta.restored", "methods.sar.reliable"),
     "batch_norm.prior_clips": COUNT,
+    "batch_norm.choose_prior": FLAG,
     **_all(SHARE, "methods.vat_vst.stage1_share", "methods.vat_vst.threshold", "methods.*flip_probability"),
     **_all(BELOW_ONE, "optim.momentum", "methods.ur.dropout"),
     **_all(number(above=0, high=1), "methods.*.topk.proportion", "methods.ur.proportion"),

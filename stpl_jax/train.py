@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from input_pipeline import run_folder
 from input_pipeline.labels import model_classes
 from input_pipeline.loader import train_batches
-from stpl_jax import checkpoint, parallel, processes
+from stpl_jax import checkpoint, parallel, prior_choice, processes
 from stpl_jax.methods import make_method, takes_prior
 from stpl_jax.methods.alpha_bn import AlphaBN
 from stpl_jax.models import frame_statistics, make_segmenter
@@ -132,7 +133,9 @@ def compiled_step(config, method, optimisers):
 
 
 def blended(config, segmenter, sources, variables, row, progress=print):
-    """Blends a network's running statistics with those of the target's clips, as `alpha_bn` does: `batch_norm.prior`.
+    """Blends a network's running statistics with those of the target's clips, as `alpha_bn` does.
+
+    How much of the source's stays is `batch_norm.prior`, or what `prior_choice` finds with `batch_norm.choose_prior`.
 
     Args:
       config: the row's configuration.
@@ -146,7 +149,6 @@ def blended(config, segmenter, sources, variables, row, progress=print):
       `variables` with other `batch_stats`.
     """
     config = config.copy_and_resolve_references()
-    config.methods.alpha_bn.alpha = 1 - config.batch_norm.prior
     config.optim.accumulate = 1
     method = AlphaBN(config, segmenter)
     state = parallel.replicate(create_state(method, {}, variables, jax.random.key(config.seed)))
@@ -154,11 +156,22 @@ def blended(config, segmenter, sources, variables, row, progress=print):
     steps = math.ceil(config.batch_norm.prior_clips / (config.clips_per_device * jax.device_count()))
     for batch, _, _ in device_batches(config, method, sources, {}, steps):
         state, _ = step(state, batch)
+    source, target = state.extra["source"], state.extra["target"]
+    prior, how = config.batch_norm.prior, ""
+    if config.batch_norm.choose_prior:
+        params, costs = state.params["network"]["segmenter"], prior_choice.make_costs(segmenter)
+        found = [
+            costs(params, source, target, batch["target"])
+            for batch, _, _ in device_batches(config, method, sources, {}, steps)
+        ]
+        each = np.mean([parallel.unreplicate(cost) for cost in found], 0)
+        prior = 1 - prior_choice.lowest(each)
+        how = f" (chosen: {', '.join(f'{1 - s:.0%} {c:.3f}' for s, c in zip(prior_choice.SHARES, each, strict=True))})"
     progress(
-        f"{row}  statistics: {config.batch_norm.prior:.0%} the source's, the rest of "
-        f"{steps * config.clips_per_device * jax.device_count()} clips of the target"
+        f"{row}  statistics: {prior:.0%} the source's, the rest of "
+        f"{steps * config.clips_per_device * jax.device_count()} clips of the target{how}"
     )
-    return variables | {"batch_stats": parallel.unreplicate(state).batch_stats}
+    return variables | {"batch_stats": prior_choice.blend(*map(parallel.unreplicate, (source, target)), 1 - prior)}
 
 
 def on_the_way(settings):

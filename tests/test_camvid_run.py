@@ -14,7 +14,7 @@ from raw_trees import label_ids, write_camvid
 from configs import camvid
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
-from stpl_jax import checkpoint, modes, settings
+from stpl_jax import checkpoint, modes, prior_choice, settings
 from stpl_jax.checkpoint_meta import CheckpointMeta
 from stpl_jax.methods import METHODS, make_method, takes_prior
 from stpl_jax.models import frame_statistics, make_segmenter
@@ -101,7 +101,8 @@ def test_a_prior_blends_the_statistics_once_and_training_keeps_them(config, tmp_
     config.methods.alpha_bn.alpha = 0.75
     config.rows.alpha_bn = ConfigDict(dict(optim=dict(steps=1)))
     config.rows.self_training.optim.learning_rate = 0.1
-    config.method, config.compare_with = "self_training", ("source_only", "alpha_bn")
+    config.rows.blend.update(clips_per_device=1, batch_norm=dict(choose_prior=False))
+    config.method, config.compare_with = "self_training", ("source_only", "alpha_bn", "blend")
     lines = []
     modes.auto(config, tmp_path / "run", lines.append)
     assert "self_training  statistics: 25% the source's, the rest of 8 clips of the target" in lines
@@ -110,7 +111,25 @@ def test_a_prior_blends_the_statistics_once_and_training_keeps_them(config, tmp_
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, trained["batch_stats"], blend["batch_stats"])
     assert not tree_equal(trained["params"], source["params"])
+    untrained = model_of(tmp_path / "run" / "blend")
+    jax.tree.map(close, untrained["batch_stats"], blend["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, untrained["params"], source["params"])
     assert not tree_equal(blend["batch_stats"], source["batch_stats"])
+
+
+def test_a_prior_is_chosen_without_labels(config, tmp_path, monkeypatch):
+    config.batch_norm.prior_clips = 8
+    config.method, config.compare_with = "blend", ("source_only", "alpha_bn")
+    config.methods.alpha_bn.alpha = 0.125
+    config.rows.blend.clips_per_device = 1
+    config.rows.alpha_bn = ConfigDict(dict(optim=dict(steps=1)))
+    lines = []
+    monkeypatch.setattr(prior_choice, "lowest", lambda costs: 0.125)
+    modes.auto(config, tmp_path / "run", lines.append)
+    (line,) = (line for line in lines if line.startswith("blend  statistics: 88% the source's"))
+    assert "8 clips of the target (chosen: 100% " in line and ", 0% " in line
+    chosen, expected = (model_of(tmp_path / "run" / row)["batch_stats"] for row in ("blend", "alpha_bn"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), chosen, expected)
 
 
 def tree_equal(a, b):

@@ -106,7 +106,7 @@ def test_every_row_exists_and_those_that_learn_have_a_rate():
     assert len(set(real.ROWS)) == len(real.ROWS) and set(real.ROWS) <= set(METHODS) | set(rows)
     assert set(camvid.LEARNING_RATES) <= set(real.ROWS)
     still = set(real.ROWS) - set(camvid.LEARNING_RATES)
-    assert still == {*real.CONTROLS, "alpha_bn_25", "alpha_bn_75", "ubna", "cbna"}
+    assert still == {*real.CONTROLS, "alpha_bn_25", "alpha_bn_75", "blend", "ubna", "cbna"}
 
 
 def test_a_row_of_another_rate_is_not_taken_for_todays(tmp_path):

@@ -4,6 +4,7 @@ from functools import partial
 
 from input_pipeline.errors import UserError
 from stpl_jax.methods.alpha_bn import AlphaBN
+from stpl_jax.methods.blend import Blend
 from stpl_jax.methods.bn_statistics import BNStatistics
 from stpl_jax.methods.cbna import CBNA
 from stpl_jax.methods.cotta import CoTTA
@@ -28,6 +29,7 @@ METHODS = {
     "oracle": partial(Supervised, domain="target"),
     "bn_statistics": BNStatistics,
     "alpha_bn": AlphaBN,
+    "blend": Blend,
     "ubna": UBNA,
     "cbna": CBNA,
     "tent": Tent,
@@ -61,9 +63,9 @@ def section_of(method):
 
 
 def takes_prior(config):
-    """Whether the row's running statistics are source's and target's, blended once and fixed: `batch_norm.prior`."""
-    method = METHODS[config.method]
-    return bool(config.batch_norm.prior) and getattr(method, "func", method).takes_prior
+    """Whether the row's running statistics are source's and target's, blended once and fixed: `batch_norm`."""
+    method, asked = METHODS[config.method], config.batch_norm.prior or config.batch_norm.choose_prior
+    return bool(asked) and getattr(method, "func", method).takes_prior
 
 
 def make_method(config, segmenter):

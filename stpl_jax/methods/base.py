@@ -38,7 +38,8 @@ class Method(abc.ABC):
       online: it adapts while it is scored: each clip of the validation set, in time order, is predicted by the network
         as the clips before it have left it, and then trained on, once and without its label.
       takes_prior: it can be trained and scored with fixed running statistics, source's and target's blended
-        (`batch_norm.prior`). False: it leaves that setting alone, for it learns by labels, or blends by itself.
+        (`batch_norm.prior`, `choose_prior`). False: it leaves those settings alone, for it learns by labels, or blends
+        by itself.
       frozen: groups of the segmentation network that it does not train. Here: as the paper, scale and bias of
         normalisation.
       inference: where in the `TrainState` the parameters are that inference uses: those that are scored, and that a

@@ -31,7 +31,7 @@ class STPLPlus(Method):
 
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.stpl_plus
-        if config.batch_norm.mode != "batch" and not config.batch_norm.prior:
+        if config.batch_norm.mode != "batch" and not (config.batch_norm.prior or config.batch_norm.choose_prior):
             raise UserError(
                 f"stpl_plus normalises clips by their own statistics: batch_norm.mode is batch for it, found "
                 f"{config.batch_norm.mode!r}."

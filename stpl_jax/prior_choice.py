@@ -1,0 +1,72 @@
+"""How much of the source's statistics to keep, chosen without labels: `batch_norm.choose_prior`.
+
+    C(α) = mean over pixels of -Σ_k p_k(x) · log p_k(mirrored x)        p: predictions with the blend of share α
+
+is low where predictions are sure and the same in a mirror. Statistics of another domain cost both, and so do those of a
+drive whose contents are not the source's: on real drives C bends where mIoU does.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stpl_jax import parallel
+from stpl_jax.forward import frames_first
+from stpl_jax.ops.mirror import mirror
+from stpl_jax.parallel import AXIS
+
+SHARES = np.linspace(0, 1, 5)
+
+
+def blend(source, target, share):
+    """Returns (1 - share) · source + share · target of each statistic."""
+    return jax.tree.map(lambda s, t: (1 - share) * s + share * t, source, target)
+
+
+def make_costs(segmenter):
+    """Builds what computes C of every one of `SHARES`, compiled for all devices.
+
+    Args:
+      segmenter: a `Network`.
+
+    Returns:
+      A function of replicated parameters and statistics (source, target), and a batch with `frames`
+      `[B, T, H, W, 3]` on each device, that returns `[len(SHARES)]` on each device, the mean over all.
+    """
+
+    def costs(params, source, target, batch):
+        frames = frames_first(batch["frames"][:, :1])
+
+        def log_probabilities(share, frames):
+            stats = blend(source, target, share)
+            features, _ = segmenter.features({"params": params, "batch_stats": stats}, frames)
+            scores = segmenter.classify(params, features.replace(auxiliary=None)).main
+            return jax.nn.log_softmax(scores.astype(jnp.float32), -1)
+
+        def cost(share):
+            direct, mirrored = log_probabilities(share, frames), mirror(log_probabilities(share, mirror(frames)))
+            return -(jnp.exp(direct) * mirrored).sum(-1).mean()
+
+        # One share after the other: the program is compiled once, and the memory is that of one.
+        return jax.lax.pmean(jax.lax.map(cost, jnp.asarray(SHARES, jnp.float32)), AXIS)
+
+    return parallel.pmap(costs)
+
+
+def lowest(costs):
+    """Finds the share of the lowest cost: the vertex of the parabola through the best of `SHARES` and its neighbours.
+
+    Args:
+      costs: `[len(SHARES)]`.
+
+    Returns:
+      Share of the target's statistics, 0..1; one of `SHARES` where the best is at an end.
+    """
+    costs = np.asarray(costs, float)
+    best = int(np.argmin(costs))
+    if best in (0, len(SHARES) - 1):
+        return float(SHARES[best])
+    before, at, after = costs[best - 1 : best + 2]
+    curvature = before - 2 * at + after
+    offset = (before - after) / (2 * curvature) if curvature > 0 else 0.0
+    return float(SHARES[best] + offset * (SHARES[1] - SHARES[0]))
