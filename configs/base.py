@@ -125,7 +125,7 @@ def get_config():
     # Share of the source's statistics in those that a row trains and is scored with, blended once with those of so many
     # clips of the target (α-BN), and fixed from then on. 0: as published, by `mode`.
     config.batch_norm.prior, config.batch_norm.prior_clips = 0.0, 100
-    config.batch_norm.choose_prior = False  # choose that share without labels, instead of `prior`
+    config.batch_norm.choose_prior = False  # choose that share without labels, instead of `prior`; not of online rows
 
     config.optim = optim = ConfigDict()  # paper, section 4.1
     # paper: this optimiser for every method; own: what methods.<method>.own says in its place, and `clips_per_device`,

@@ -12,15 +12,11 @@ import numpy as np
 
 from stpl_jax import parallel
 from stpl_jax.forward import frames_first
+from stpl_jax.methods.alpha_bn import blend
 from stpl_jax.ops.mirror import mirror
 from stpl_jax.parallel import AXIS
 
 SHARES = np.linspace(0, 1, 5)
-
-
-def blend(source, target, share):
-    """Returns (1 - share) · source + share · target of each statistic."""
-    return jax.tree.map(lambda s, t: (1 - share) * s + share * t, source, target)
 
 
 def make_costs(segmenter):

@@ -13,7 +13,7 @@ from input_pipeline.labels import model_classes
 from input_pipeline.loader import train_batches
 from stpl_jax import checkpoint, parallel, prior_choice, processes
 from stpl_jax.methods import make_method, takes_prior
-from stpl_jax.methods.alpha_bn import AlphaBN
+from stpl_jax.methods.alpha_bn import AlphaBN, blend
 from stpl_jax.models import frame_statistics, make_segmenter
 from stpl_jax.optim import poly_schedule
 from stpl_jax.records import RowScores, as_metrics, better, in_words
@@ -171,7 +171,7 @@ def blended(config, segmenter, sources, variables, row, progress=print):
         f"{row}  statistics: {prior:.0%} the source's, the rest of "
         f"{steps * config.clips_per_device * jax.device_count()} clips of the target{how}"
     )
-    return variables | {"batch_stats": prior_choice.blend(*map(parallel.unreplicate, (source, target)), 1 - prior)}
+    return variables | {"batch_stats": blend(*map(parallel.unreplicate, (source, target)), 1 - prior)}
 
 
 def on_the_way(settings):

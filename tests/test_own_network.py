@@ -245,6 +245,9 @@ def test_a_network_without_running_statistics_says_what_to_set(config):
     config.model.name, config.method = "transformed", "cotta"
     with pytest.raises(UserError, match="methods.cotta.frame_statistics=0"):
         build_segmenter(config)
+    config.method, config.batch_norm.prior = "stpl", 0.5
+    with pytest.raises(UserError, match="blend running statistics, and config.model.name=transformed has none"):
+        make_method(config, build_segmenter(config))
 
 
 class Online(Method):

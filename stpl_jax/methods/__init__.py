@@ -77,6 +77,11 @@ def make_method(config, segmenter):
     if config.method not in METHODS:
         raise UserError(f"config.method is one of {', '.join(METHODS)}; found {config.method!r}.")
     if takes_prior(config):
+        if not segmenter.running_statistics:
+            raise UserError(
+                f"batch_norm.prior and choose_prior blend running statistics, and config.model.name={config.model.name} "
+                "has none: leave them at 0 and False."
+            )
         config = config.copy_and_resolve_references()
         config.batch_norm.mode = "running"
     method = METHODS[config.method](config, segmenter)

@@ -56,8 +56,12 @@ class AlphaBN(Method):
         target = jax.tree.map(
             lambda mean, new: mean + share.astype(mean.dtype) * (new - mean), kept["target"], aux.extra
         )
-        blend = jax.tree.map(lambda source, new: (1 - alpha) * source + alpha * new, kept["source"], target)
-        return state.replace(batch_stats=blend, extra=kept | {"target": target})
+        return state.replace(batch_stats=blend(kept["source"], target, alpha), extra=kept | {"target": target})
+
+
+def blend(source, target, share):
+    """Returns (1 - share) · source + share · target of each statistic."""
+    return jax.tree.map(lambda s, t: (1 - share) * s + share * t, source, target)
 
 
 def batch_statistics(segmenter, params, batch_stats, frames):
