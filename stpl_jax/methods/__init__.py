@@ -79,8 +79,8 @@ def make_method(config, segmenter):
     if takes_prior(config):
         if not segmenter.running_statistics:
             raise UserError(
-                f"batch_norm.prior and choose_prior blend running statistics, and config.model.name={config.model.name} "
-                "has none: leave them at 0 and False."
+                "batch_norm.prior and choose_prior blend running statistics, and config.model.name="
+                f"{config.model.name} has none: leave them at 0 and False."
             )
         config = config.copy_and_resolve_references()
         config.batch_norm.mode = "running"
