@@ -122,9 +122,10 @@ def get_config():
     config.batch_norm = ConfigDict()
     config.batch_norm.mode = "batch"  # batch: statistics of each frame on each device; sync: over devices; running
     config.batch_norm.average_over = "all"  # groups that enter the running averages: all (PyTorch's way) or clean
-    # Share of the source's statistics in those that a row trains and is scored with, blended once with those of so many
-    # clips of the target (α-BN), and fixed from then on. 0: as published, by `mode`.
-    config.batch_norm.prior, config.batch_norm.prior_clips = 0.0, 100
+    # Share of the source's statistics in those that a row trains and is scored with, blended once with the target's
+    # (α-BN) and fixed from then on. 0: as published, by `mode`.
+    config.batch_norm.prior = 0.0
+    config.batch_norm.prior_clips = 100  # of the target, whose statistics are taken
     config.batch_norm.choose_prior = False  # choose that share without labels, instead of `prior`; not of online rows
 
     config.optim = optim = ConfigDict()  # paper, section 4.1

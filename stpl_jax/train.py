@@ -75,7 +75,7 @@ def train(config, workdir, row, init_from=None, progress=print):
             label_setting=config.data.classes,
             row=row,
             method=config.method,
-            batch_norm=method.config.batch_norm.mode,
+            batch_norm="running" if takes_prior(config) else config.batch_norm.mode,
             source=start.origin,
             versions=checkpoint.versions(),
             clips_per_step=clips,

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from stpl_jax.forward import frames_first
-from stpl_jax.methods.base import Aux, Method
+from stpl_jax.methods.base import Aux, Untrained
 
 # Far from 0 beside what statistics are: rounding must not show in m.
 _FAR = 1e4
 
 
-class AlphaBN(Method):
+class AlphaBN(Untrained):
     """Blends the running statistics with target video's and leaves every parameter alone; `config.methods.alpha_bn`."""
 
     roles = ("running_statistics",)
@@ -38,10 +38,6 @@ class AlphaBN(Method):
         source = jax.tree.map(jnp.copy, variables["batch_stats"])
         kept = {"source": source, "target": jax.tree.map(jnp.zeros_like, source)}
         return {"network": {"segmenter": variables["params"]}}, kept
-
-    def optimisers(self, settings):
-        del settings
-        return {}
 
     def loss(self, params, state, batch, key):
         del key

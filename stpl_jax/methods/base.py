@@ -96,3 +96,15 @@ class Method(abc.ABC):
         """
         del aux
         return state
+
+
+class Untrained(Method):
+    """A method that trains no parameter. Here: it changes nothing at all, and is what inference makes of it."""
+
+    def optimisers(self, settings):
+        del settings
+        return {}
+
+    def loss(self, params, state, batch, key):
+        del params, batch, key
+        return {}, Aux(state.batch_stats)

@@ -5,10 +5,10 @@ The row of this name chooses the share without labels, see `prior_choice`; with 
 
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.methods.base import Aux, Method
+from stpl_jax.methods.base import Untrained
 
 
-class Blend(Method):
+class Blend(Untrained):
     """Keeps the network that it starts from, on its blend of statistics."""
 
     roles = ("running_statistics",)
@@ -20,11 +20,3 @@ class Blend(Method):
             )
         self.config, self.segmenter = config, segmenter
         self.needs = {"target": DomainNeeds(offsets=(0,), flow_pairs=())}
-
-    def optimisers(self, settings):
-        del settings
-        return {}
-
-    def loss(self, params, state, batch, key):
-        del params, batch, key
-        return {}, Aux(state.batch_stats)

@@ -3,10 +3,10 @@
 from input_pipeline.errors import UserError
 from input_pipeline.needs import DomainNeeds
 from stpl_jax.forward import extract, frames_first
-from stpl_jax.methods.base import Aux, Method
+from stpl_jax.methods.base import Aux, Untrained
 
 
-class BNStatistics(Method):
+class BNStatistics(Untrained):
     """Adapts batch normalisation's running averages to target video and leaves every parameter alone."""
 
     roles = ("running_statistics",)
@@ -20,10 +20,6 @@ class BNStatistics(Method):
             )
         self.config, self.segmenter = config, segmenter
         self.needs = {"target": DomainNeeds(flow_pairs=())}
-
-    def optimisers(self, settings):
-        del settings
-        return {}
 
     def loss(self, params, state, batch, key):
         del key

@@ -11,10 +11,10 @@ network blend, there those of its encoder.
 """
 
 from input_pipeline.needs import DomainNeeds
-from stpl_jax.methods.base import Aux, Method
+from stpl_jax.methods.base import Untrained
 
 
-class CBNA(Method):
+class CBNA(Untrained):
     """Predicts by blended statistics; `config.methods.cbna`."""
 
     roles = ("running_statistics",)
@@ -24,11 +24,3 @@ class CBNA(Method):
     def __init__(self, config, segmenter):
         self.config, self.segmenter = config, segmenter
         self.needs = {"target": DomainNeeds(offsets=(0,), flow_pairs=())}
-
-    def optimisers(self, settings):
-        del settings
-        return {}
-
-    def loss(self, params, state, batch, key):
-        del params, batch, key
-        return {}, Aux(state.batch_stats)

@@ -7,7 +7,7 @@ Clips differ in how far they are from the source domain. Normalised by its own s
 inference knows running averages alone. So a moving average of the network labels clips the first way, the network
 learns to say the same the second way, and the averages are those of the clips that the teacher sees. Confident pixels
 are drawn class by class and weighed by their class's count; the classifiers stay. Both frames count, fused along the
-flow as in inference.
+flow as in inference. On a fixed blend of statistics (`batch_norm.prior`) teacher and network are normalised by that.
 """
 
 import jax

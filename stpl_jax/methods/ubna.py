@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from input_pipeline.needs import DomainNeeds
 from stpl_jax.forward import frames_first
 from stpl_jax.methods.alpha_bn import batch_statistics
-from stpl_jax.methods.base import Aux, Method
+from stpl_jax.methods.base import Aux, Untrained
 
 
-class UBNA(Method):
+class UBNA(Untrained):
     """Moves the running statistics by a momentum that decays, and leaves every parameter alone; `methods.ubna`."""
 
     roles = ("running_statistics",)
@@ -31,10 +31,6 @@ class UBNA(Method):
     def __init__(self, config, segmenter):
         self.config, self.segmenter, self.settings = config, segmenter, config.methods.ubna
         self.needs = {"target": DomainNeeds(offsets=(0,), flow_pairs=())}
-
-    def optimisers(self, settings):
-        del settings
-        return {}
 
     def loss(self, params, state, batch, key):
         del key
