@@ -258,7 +258,7 @@ def main():
     parser.add_argument("--source", type=Path, required=True, help="checkpoint of a model of Cityscapes' classes")
     known = (*dict.fromkeys((*METHODS, *camvid.get_config().rows)),)
     parser.add_argument("--drives", nargs="+", choices=DATASETS["camvid"].drives, default=DRIVES)
-    parser.add_argument("--rows", nargs="+", choices=known, metavar="ROW", default=ROWS)
+    parser.add_argument("--rows", nargs="+", choices=known, metavar="ROW", default=ROWS, help="the controls are added")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on")
     parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--tune", action="store_true", help="choose learning rates instead")

@@ -61,9 +61,14 @@ def train(config, workdir, row, init_from=None, progress=print):
     with processes.in_turn(
         lambda: checkpoint.open_manager(run_folder.checkpoints(workdir, row), config.checkpoint.keep)
     ) as manager:
+        kept = {}
 
         def prepare(variables):
-            return blended(config, segmenter, sources, variables, row, progress) if takes_prior(config) else variables
+            if takes_prior(config):
+                variables, kept["prior"] = blended(config, segmenter, sources, variables, row, progress)
+            elif config.batch_norm.choose_prior:
+                progress(f"{row}  method={config.method} leaves batch_norm.choose_prior alone")
+            return variables
 
         start = starting_point(
             config, row, folder, manager, method, optimisers, sources, clips, init_from, prepare, progress
@@ -83,6 +88,8 @@ def train(config, workdir, row, init_from=None, progress=print):
         )
         train_step = compiled_step(config, method, optimisers)
         log = RunLog(folder, row, steps, start.step, clips, config.log_every, jax.process_index() == 0, progress)
+        if kept:
+            log.write(start.step, kept)
 
         stream = parallel.prefetch(device_batches(config, method, sources, start.positions, steps - start.step))
         with StopAfterStep() as stopping:
@@ -146,7 +153,7 @@ def blended(config, segmenter, sources, variables, row, progress=print):
       progress: called with lines of text.
 
     Returns:
-      `variables` with other `batch_stats`.
+      `variables` with other `batch_stats`, and the share of the source's in them.
     """
     config = config.copy_and_resolve_references()
     config.optim.accumulate = 1
@@ -166,12 +173,13 @@ def blended(config, segmenter, sources, variables, row, progress=print):
         ]
         each = np.mean([parallel.unreplicate(cost) for cost in found], 0)
         prior = 1 - prior_choice.lowest(each)
-        how = f" (chosen: {', '.join(f'{1 - s:.0%} {c:.3f}' for s, c in zip(prior_choice.SHARES, each, strict=True))})"
+        listed = (f"{1 - share:.0%} {cost:.3f}" for share, cost in zip(prior_choice.SHARES, each, strict=True))
+        how = f"; chosen for the lowest cost: {', '.join(listed)}"
     progress(
-        f"{row}  statistics: {prior:.0%} the source's, the rest of "
-        f"{steps * config.clips_per_device * jax.device_count()} clips of the target{how}"
+        f"{row}  statistics: {prior:.0%} the source's, the rest the target's, of "
+        f"{steps * config.clips_per_device * jax.device_count()} clips drawn{how}"
     )
-    return variables | {"batch_stats": blend(*map(parallel.unreplicate, (source, target)), 1 - prior)}
+    return variables | {"batch_stats": blend(*map(parallel.unreplicate, (source, target)), 1 - prior)}, prior
 
 
 def on_the_way(settings):

@@ -12,6 +12,7 @@ from PIL import Image
 from raw_trees import label_ids, write_camvid
 
 from configs import camvid
+from input_pipeline import run_folder
 from input_pipeline.errors import UserError
 from input_pipeline.labels import CLASSES, colour_table
 from stpl_jax import checkpoint, modes, prior_choice, settings
@@ -21,6 +22,7 @@ from stpl_jax.models import frame_statistics, make_segmenter
 from stpl_jax.records import read_scores
 from stpl_jax.report import analysis, analysis_files
 from stpl_jax.rows import row_config
+from stpl_jax.run_log import read_log
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_a_prior_blends_the_statistics_once_and_training_keeps_them(config, tmp_
     config.method, config.compare_with = "self_training", ("source_only", "alpha_bn", "blend")
     lines = []
     modes.auto(config, tmp_path / "run", lines.append)
-    assert "self_training  statistics: 25% the source's, the rest of 8 clips of the target" in lines
+    assert "self_training  statistics: 25% the source's, the rest the target's, of 8 clips drawn" in lines
     source, blend = model_of(tmp_path / "source"), model_of(tmp_path / "run" / "alpha_bn")
     trained = model_of(tmp_path / "run" / "self_training")
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -127,7 +129,9 @@ def test_a_prior_is_chosen_without_labels(config, tmp_path, monkeypatch):
     monkeypatch.setattr(prior_choice, "lowest", lambda costs: 0.125)
     modes.auto(config, tmp_path / "run", lines.append)
     (line,) = (line for line in lines if line.startswith("blend  statistics: 88% the source's"))
-    assert "8 clips of the target (chosen: 100% " in line and ", 0% " in line
+    assert "8 clips drawn; chosen for the lowest cost: 100% " in line and ", 0% " in line
+    entries, _ = read_log(run_folder.metrics(tmp_path / "run", "blend"))
+    assert [entry["prior"] for entry in entries if "prior" in entry] == [0.875]
     chosen, expected = (model_of(tmp_path / "run" / row)["batch_stats"] for row in ("blend", "alpha_bn"))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), chosen, expected)
 
