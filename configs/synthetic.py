@@ -49,6 +49,7 @@ def get_config():
             target_val_clips=80,
             video_frames=30,
             gap=(0.1, 1.3),
+            version="1",  # "2": the target is one drive elsewhere, see configs/synthetic_drive.py
         )
     )
 

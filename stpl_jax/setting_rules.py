@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from input_pipeline.datasets import DATASETS
 from input_pipeline.labels import CLASSES
+from input_pipeline.world.places import VERSIONS
 from stpl_jax.flow_estimators import ESTIMATORS
 from stpl_jax.methods import METHODS
 from stpl_jax.methods.hcl import LABELLERS
@@ -192,6 +193,7 @@ RULES = {
     "world.source_layout": one_of("viper", "synthia_seq"),
     "world.size": each(whole(32), 2),
     "world.gap": rising(WEIGHT),
+    "world.version": one_of(*VERSIONS),
     "flow.estimator": name_in(ESTIMATORS),
     "flow.files": one_of("none", "read", "write"),
     "flow.size": one_of("training", "raw"),

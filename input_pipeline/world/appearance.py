@@ -6,7 +6,7 @@ not.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -43,6 +43,7 @@ class Look:
       blur: standard deviation in pixels of a picture 128 rows high.
       noise: standard deviation of the sensor's noise, 0-255.
       vignette: how much darker the corners are, 0-1.
+      quality: of the JPEG that the camera stores, 1-100; None for none.
     """
 
     colours: np.ndarray
@@ -61,6 +62,7 @@ class Look:
     blur: float
     noise: float
     vignette: float
+    quality: int | None = None
 
 
 @functools.cache
@@ -111,6 +113,32 @@ def sample_look(rng, gap):
         blur=0.45 + 0.45 * gap * rng.uniform(0.3, 1.2),
         noise=0.6 + 4 * gap * rng.uniform(0.5, 1.2),
         vignette=0.3 * gap * rng.uniform(0.4, 1.0),
+    )
+
+
+def sample_camera(rng, gap):
+    """Draws how a whole drive is photographed: a look with a colour cast of its own, stored as JPEG.
+
+    Args:
+      rng: numpy Generator.
+      gap: as `sample_look` takes it.
+
+    Returns:
+      The `Look`.
+    """
+    look = sample_look(rng, gap)
+    balance = np.exp(gap * rng.normal(0, 0.12, 3))
+    return replace(look, balance=tuple(balance), quality=int(rng.integers(60, 95)))
+
+
+def vary(rng, look):
+    """Draws how one scene of a drive is photographed: white balance, brightness and light vary a little."""
+    return replace(
+        look,
+        shadow_offset=tuple(rng.uniform(0, _TILE, 2)),
+        light=tuple(np.array(look.light) + rng.normal(0, 0.05, 2)),
+        balance=tuple(np.array(look.balance) * np.exp(rng.normal(0, 0.03, 3))),
+        brightness=look.brightness + rng.normal(0, 4),
     )
 
 
@@ -170,4 +198,8 @@ def paint(view, scene, look, rng):
     picture = (picture - 128) * np.float32(look.contrast) + np.float32(128 + look.brightness)
     picture = cv2.GaussianBlur(picture, (0, 0), look.blur * h / 128)
     picture += look.noise * rng.standard_normal((h, w, 3), dtype=np.float32)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    if look.quality is None:
+        return picture
+    stored = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, look.quality))[1]
+    return cv2.imdecode(stored, cv2.IMREAD_COLOR)[..., ::-1]

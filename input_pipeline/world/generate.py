@@ -22,23 +22,17 @@ from input_pipeline.errors import UserError, capped
 from input_pipeline.files import read_json
 from input_pipeline.whole_folder import turn_to_write, whole_folder
 from input_pipeline.workers import end_with_parent, without_interrupts
-from input_pipeline.world.appearance import paint, sample_look
+from input_pipeline.world.appearance import paint, sample_camera, sample_look, vary
 from input_pipeline.world.layouts import frame_path, frame_size, write_flow_pair, write_frame, write_label
+from input_pipeline.world.places import SOURCE, VERSIONS, sample_place
 from input_pipeline.world.scenes import sample_scene
 from input_pipeline.world.street import exact_flow, render
-
-# Part of the manifest: raised whenever the same spec gives other bytes.
-WORLD_VERSION = "1"
 
 _MANIFEST = "manifest.json"
 
 # One stream of random numbers each: no source street is a target street.
-_STREAMS = {"source": 0, "train": 1, "val": 2, "video": 3}
-_SCENE, _LOOK, _FRAME = 0, 1, 2
-
-# Row of the horizon as a share of the height, and focal length as a share of the width.
-_HORIZON = 0.44
-_FOCAL = 1.0
+_STREAMS = {"source": 0, "train": 1, "val": 2, "video": 3, "drive": 4}
+_SCENE, _LOOK, _FRAME, _PLACE = 0, 1, 2, 3
 
 # Cities whose sequences all have frame 19 labelled; the last of each split counts frames through a whole drive.
 _CITIES = {"train": ("aachen", "bremen", "hamburg"), "val": ("lindau", "munster", "frankfurt")}
@@ -64,6 +58,8 @@ class WorldSpec:
       video_frames: length of one more target video, without labels, to look at.
       gap: `(least, most)` strength of the real look, drawn for each target scene; 0 is the game's look.
       workers: processes; 0 takes one for each core.
+      version: "1": the target's streets are like the source's, each in a look of its own about one colour cast. "2":
+        the target is one drive, at another place with another camera, its frames compressed; see `places`.
     """
 
     seed: int = 0
@@ -75,10 +71,13 @@ class WorldSpec:
     video_frames: int = 30
     gap: tuple[float, float] = (0.1, 1.3)
     workers: int = 0
+    version: str = "1"
 
     def __post_init__(self):
         if self.source_layout not in ("viper", "synthia_seq"):
             raise UserError(f"source_layout is {self.source_layout!r}; expected 'viper' or 'synthia_seq'.")
+        if self.version not in VERSIONS:
+            raise UserError(f"version is {self.version!r}; expected one of {', '.join(map(repr, VERSIONS))}.")
         for key in ("source_clips", "target_train_clips", "target_val_clips", "video_frames"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}; expected at least 1.")
@@ -139,8 +138,11 @@ def _target_drives(spec):
 
 
 def _random(spec, drive, *purpose):
-    key = (_STREAMS[drive.stream], drive.index, *purpose)
-    return np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=key))
+    return _stream(spec, drive.stream, drive.index, *purpose)
+
+
+def _stream(spec, name, *key):
+    return np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=(_STREAMS[name], *key)))
 
 
 def _drive_scene(spec, drive):
@@ -149,13 +151,21 @@ def _drive_scene(spec, drive):
     last = drive.frames[-1]
     reference = drive.labelled[len(drive.labelled) // 2] if drive.labelled else last // 2
     size = frame_size(drive.dataset, spec.size)
-    return sample_scene(_random(spec, drive, _SCENE), size, _HORIZON * height, _FOCAL * width, last + 1, reference)
+    place = SOURCE
+    if spec.version != "1" and drive.stream != "source":
+        place = sample_place(_stream(spec, "drive", _PLACE))
+    return sample_scene(
+        _random(spec, drive, _SCENE), size, place.horizon * height, place.focal * width, last + 1, reference, place
+    )
 
 
 def _drive_look(spec, drive):
     random = _random(spec, drive, _LOOK)
     if drive.stream == "source":
         return sample_look(random, 0.0)
+    if spec.version != "1":
+        of_drive = _stream(spec, "drive", _LOOK)
+        return vary(random, sample_camera(of_drive, of_drive.uniform(*spec.gap)))
     # The video to look at shows the middle of the gap.
     gap = sum(spec.gap) / 2 if drive.stream == "video" else random.uniform(*spec.gap)
     return sample_look(random, gap)
@@ -182,7 +192,7 @@ def _write_drive(spec, drive, root):
 
 def _content(spec):
     """Returns all that the written files depend on, as JSON would give it back."""
-    content = asdict(spec) | {"version": WORLD_VERSION}
+    content = asdict(spec)
     del content["workers"]
     return json.loads(json.dumps(content))
 

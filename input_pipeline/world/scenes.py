@@ -6,6 +6,7 @@ real street: road and buildings fill most of the picture, signs and bicycles les
 
 import numpy as np
 
+from input_pipeline.world.places import SOURCE
 from input_pipeline.world.shapes import MATERIAL_ID
 from input_pipeline.world.street import Panel, Scene, WallRow
 
@@ -77,8 +78,9 @@ class _Builder:
         self.panel(shape, x, z, 0.5 * height, height, self.instance(velocity), mirrored=self.rng.random() < 0.5)
 
 
-def _spots(rng, start, stop, step):
-    """Draws places along the street, `step = (least, most)` metres apart."""
+def _spots(rng, start, stop, step, density=1.0):
+    """Draws places along the street, `step = (least, most)` metres apart, more of them with a higher density."""
+    step = tuple(metres / density for metres in step)
     places, z = [], start + rng.uniform(0, step[1])
     while z < stop:
         places.append(z)
@@ -92,14 +94,14 @@ def _choice(rng, **shares):
     return names[int(rng.choice(len(names), p=share / share.sum()))]
 
 
-def _wall_row(rng, build, x, start, stop, crossing, kinds):
+def _wall_row(rng, build, x, start, stop, crossing, kinds, storeys):
     """Draws one row of walls; gables close the houses towards the camera where a gap lies before them."""
     edges, materials, heights, steps, instances = [start], [], [], [], []
     side = np.sign(x)
     while edges[-1] < stop:
         kind = _choice(rng, **kinds)
         length, height = {
-            "facade": (rng.uniform(9, 24), rng.uniform(6, 17)),
+            "facade": (rng.uniform(9, 24), rng.uniform(6, 17) * storeys),
             "boards": (rng.uniform(8, 22), rng.uniform(1.6, 2.6)),
             "hedge": (rng.uniform(6, 16), rng.uniform(1.0, 2.8)),
             "leaves": (rng.uniform(10, 25), rng.uniform(4, 9)),
@@ -138,18 +140,18 @@ def _skyline(rng):
     return heights, materials
 
 
-def _camera_track(rng, frames):
+def _camera_track(rng, frames, place):
     """Draws the drive: `[F, 5]` x, y, z, yaw, pitch; it keeps its lane and shakes a little."""
     time = np.arange(frames)
     speed = rng.uniform(0.2, 0.6)
     sway = 0.25 * np.sin(time * rng.uniform(0.02, 0.06) + rng.uniform(0, 6.3))
     yaw = rng.normal(0, 0.03) + 0.05 * np.sin(time * rng.uniform(0.03, 0.1) + rng.uniform(0, 6.3))
     pitch = rng.normal(0, 0.008) + rng.normal(0, 0.0025, frames)
-    height = rng.uniform(1.4, 1.75) + 0.02 * np.sin(time * rng.uniform(0.3, 0.9))
+    height = rng.uniform(1.4, 1.75) * place.height + 0.02 * np.sin(time * rng.uniform(0.3, 0.9))
     return np.stack([sway, np.broadcast_to(height, (frames,)), time * speed, yaw, pitch], axis=-1), speed
 
 
-def _traffic(rng, build, camera_z, own_speed, lanes, crossing):
+def _traffic(rng, build, camera_z, own_speed, lanes, crossing, place):
     """Fills the lanes; `lanes` are (x, oncoming)."""
     for x, oncoming in lanes:
         nearest = rng.uniform(10, 26) if x == 0 else rng.uniform(5, 22)
@@ -159,18 +161,20 @@ def _traffic(rng, build, camera_z, own_speed, lanes, crossing):
         while z < camera_z + 55:
             # The vehicle ahead never comes close: at the bottom centre of VIPER's frames a car counts as one's own.
             speed = own_speed * rng.uniform(0.95, 1.15) if x == 0 else rng.uniform(0.2, 0.75)
-            kind = _choice(rng, car=0.53, truck=0.13, bus=0.13, motorcyclist=0.13, cyclist=0.12)
+            heavy = 0.13 * place.heavy
+            kind = _choice(rng, car=0.53, truck=heavy, bus=heavy, motorcyclist=0.13, cyclist=0.12)
             if kind in _VEHICLES:
                 build.vehicle(kind, x + rng.normal(0, 0.12), z, oncoming, speed)
             else:
                 heading = rng.uniform(0.35, 1.0) * rng.choice([-1, 1])
-                place = x if kind == "motorcyclist" else x + 0.8
+                across = x if kind == "motorcyclist" else x + 0.8
                 velocity = (0.0, -speed if oncoming else speed)
-                build.two_wheeler(kind, place, z, velocity, heading, rng.random() < 0.5)
-            z += rng.uniform(12, 34)
+                build.two_wheeler(kind, across, z, velocity, heading, rng.random() < 0.5)
+            z += rng.uniform(12, 34) / place.traffic
     if crossing[1] > crossing[0] and rng.random() < 0.7:
         for z, to_the_right in ((crossing[0] + 2.5, True), (crossing[1] - 2.5, False)):
-            kind = _choice(rng, car=0.5, truck=0.16, bus=0.14, motorcyclist=0.1, cyclist=0.1)
+            shares = dict(truck=0.16 * place.heavy, bus=0.14 * place.heavy)
+            kind = _choice(rng, car=0.5, **shares, motorcyclist=0.1, cyclist=0.1)
             x, speed = rng.uniform(-10, 10), rng.uniform(0.15, 0.5)
             if kind in _VEHICLES:
                 build.passing(kind, x, z, to_the_right, speed)
@@ -178,15 +182,15 @@ def _traffic(rng, build, camera_z, own_speed, lanes, crossing):
                 build.two_wheeler(kind, x, z, (speed if to_the_right else -speed, 0.0), 0.0, mirrored=to_the_right)
 
 
-def _roadside(rng, build, side, kerb, wall, camera_z, stop, parking, crossing):
+def _roadside(rng, build, side, kerb, wall, camera_z, stop, parking, crossing, place):
     """Fills one side from the kerb to the wall: parked vehicles, trees, poles, signs, people, bicycles."""
 
     def free(z):
         return not crossing[0] - 5 < z < crossing[1] + 1
 
     start = camera_z + 1
-    for z in filter(free, _spots(rng, start, camera_z + 50, (6.5, 15)) if parking else []):
-        kind = _choice(rng, car=0.74, truck=0.08, bus=0.03, motorcycle=0.15)
+    for z in filter(free, _spots(rng, start, camera_z + 50, (6.5, 15), place.traffic) if parking else []):
+        kind = _choice(rng, car=0.74, truck=0.08 * place.heavy, bus=0.03 * place.heavy, motorcycle=0.15)
         x = kerb - side * 1.1
         if kind == "motorcycle":
             build.two_wheeler(kind, x, z, heading=rng.uniform(-0.9, 0.9), mirrored=rng.random() < 0.5)
@@ -194,30 +198,30 @@ def _roadside(rng, build, side, kerb, wall, camera_z, stop, parking, crossing):
             build.vehicle(kind, x, z, oncoming=side < 0)
     edge = kerb + side * 0.5
     if rng.random() < 0.65:
-        for z in filter(free, _spots(rng, camera_z + 5, stop, (9, 24))):
+        for z in filter(free, _spots(rng, camera_z + 5, stop, (9, 24), place.green)):
             height = rng.uniform(4.0, 7.5)
             shape, instance = f"tree_{rng.integers(4)}", build.instance()
             build.panel(
                 shape, edge + side * rng.uniform(0.2, 1.2), z, height * rng.uniform(0.6, 0.85), height, instance
             )
-    for z in _spots(rng, camera_z + 5, stop, (14, 30)):
+    for z in _spots(rng, camera_z + 5, stop, (14, 30), place.furniture):
         height = rng.uniform(5.5, 7.5)
         instance = build.instance(paint=rng.uniform(60, 170) + np.zeros(3))
         build.panel("street_lamp", edge, z, 2.0, height, instance, mirrored=side > 0)
-    for z in _spots(rng, camera_z + 6, camera_z + 40, (9, 26)):
+    for z in _spots(rng, camera_z + 6, camera_z + 40, (9, 26), place.furniture):
         face = rng.uniform(0.85, 1.15)
         instance = build.instance(paint=rng.uniform(60, 170) + np.zeros(3))
         build.panel(f"sign_{rng.integers(4)}", edge + side * 0.2, z, face, face * rng.uniform(2.5, 2.9), instance)
     if rng.random() < 0.3:
         for z in _spots(rng, camera_z + 5, camera_z + 30, (1.8, 3.5)):
             build.panel("bollard", kerb + side * 0.25, z, 0.2, 1.0, build.instance())
-    for z in _spots(rng, camera_z + 5, camera_z + 32, (3, 14)):
+    for z in _spots(rng, camera_z + 5, camera_z + 32, (3, 14), place.people):
         walk = rng.uniform(-0.09, 0.09)
         x = kerb + side * rng.uniform(0.8, abs(wall - kerb) - 0.4)
         build.person(x, z, (rng.normal(0, 0.01), walk))
         if rng.random() < 0.35:
             build.person(x + side * 0.7, z + 0.3, (0.0, walk))
-    for z in _spots(rng, camera_z + 6, camera_z + 32, (12, 40)):
+    for z in _spots(rng, camera_z + 6, camera_z + 32, (12, 40), place.people):
         shape = _choice(rng, bicycle=0.7, motorcycle=0.3)
         x = kerb + side * rng.uniform(0.8, abs(wall - kerb) - 0.4)
         build.two_wheeler(shape, x, z, heading=rng.uniform(-0.8, 0.8), mirrored=rng.random() < 0.5)
@@ -239,7 +243,7 @@ def _signals(rng, build, z, left, right):
             build.panel(f"light_{state}", kerb + side * 0.4, z, 1.0, rng.uniform(3.2, 3.8), instance)
 
 
-def sample_scene(rng, size, horizon, focal, frames, reference_time):
+def sample_scene(rng, size, horizon, focal, frames, reference_time, place=SOURCE):
     """Draws a street and a drive through it.
 
     Args:
@@ -249,25 +253,27 @@ def sample_scene(rng, size, horizon, focal, frames, reference_time):
       focal: focal length in pixels.
       frames: number of times in the camera's track.
       reference_time: time around which traffic and people are placed, so that they are in view then.
+      place: what the street is like, see `Place`.
 
     Returns:
       The `Scene`.
     """
-    track, speed = _camera_track(rng, frames)
+    track, speed = _camera_track(rng, frames, place)
     camera_z, stop = track[reference_time, 2], track[-1, 2] + _REACH
     build = _Builder(rng, reference_time)
     lane = rng.uniform(3.2, 3.8)
-    right_lanes, left_lanes = int(rng.random() < 0.2), int(rng.random() < 0.2)
+    right_lanes, left_lanes = int(rng.random() < place.lanes), int(rng.random() < place.lanes)
     parking = rng.random(2) < 0.45
     left = -lane * (1.5 + left_lanes) - 2.3 * parking[0]
     right = lane * (0.5 + right_lanes) + 2.3 * parking[1]
     z0 = camera_z + rng.uniform(11, 26)
-    crossing = (z0, z0 + rng.uniform(8, 12)) if rng.random() < 0.4 else (0.0, 0.0)
+    crossing = (z0, z0 + rng.uniform(8, 12)) if rng.random() < place.crossing else (0.0, 0.0)
 
     edges, materials, walls = [left, right], [MATERIAL_ID["asphalt"]], []
     for side, kerb in ((-1, left), (1, right)):
         paving = rng.uniform(2.6, 5.0)
         grass = rng.uniform(2.0, 7.0) if rng.random() < 0.6 else 0.0
+        grass += place.setback
         walls.append(kerb + side * (paving + grass))
         # Grass lies between the paving and the wall, and behind the wall.
         edges += [kerb + side * 0.25, kerb + side * paving]
@@ -281,22 +287,24 @@ def sample_scene(rng, size, horizon, focal, frames, reference_time):
     lanes += [(lane, False)] if right_lanes else []
     lanes += [(-2 * lane, True)] if left_lanes else []
 
-    green = rng.uniform(0.5, 1.6)
+    green = rng.uniform(0.5, 1.6) * place.green
     rows, start = [], track[0, 2] - 10
     for wall in walls:
-        near = {"facade": 1.0, "boards": 1.0, "hedge": 0.35 * green, "nothing": 0.6 * green}
-        far = {"facade": 0.8, "leaves": 0.6 * green, "nothing": 0.7 * green}
-        rows.append(_wall_row(rng, build, wall, start, stop, crossing, near))
-        rows.append(_wall_row(rng, build, wall + np.sign(wall) * rng.uniform(14, 22), start, stop, crossing, far))
+        near = {"facade": 1.0, "boards": 1.0, "hedge": 0.35 * green, "nothing": 0.6 * green * place.open}
+        far = {"facade": 0.8, "leaves": 0.6 * green, "nothing": 0.7 * green * place.open}
+        rows.append(_wall_row(rng, build, wall, start, stop, crossing, near, place.storeys))
+        rows.append(
+            _wall_row(rng, build, wall + np.sign(wall) * rng.uniform(14, 22), start, stop, crossing, far, place.storeys)
+        )
     if rng.random() < 0.4:
         width = rng.uniform(50, 90)
         build.panel(
             "street_end", rng.uniform(-6, 6), stop - rng.uniform(5, 40), width, rng.uniform(8, 15), build.instance()
         )
 
-    _traffic(rng, build, camera_z, speed, lanes, crossing)
+    _traffic(rng, build, camera_z, speed, lanes, crossing, place)
     for side, kerb, wall, parked in ((-1, left, walls[0], parking[0]), (1, right, walls[1], parking[1])):
-        _roadside(rng, build, side, kerb, wall, camera_z, stop, parked, crossing)
+        _roadside(rng, build, side, kerb, wall, camera_z, stop, parked, crossing, place)
     if crossing[1] > 0 or rng.random() < 0.35:
         _signals(rng, build, (crossing[0] or z0) - 0.6, left, right)
     for _ in range(int(rng.random() < 0.4) * int(rng.integers(1, 4))):
