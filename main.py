@@ -12,7 +12,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import expand
 from stpl_jax import command_line, process_setup
 
-MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "choose_frames", "predict")
+MODES = ("auto", "flow", "pretrain", "adapt", "evaluate", "analyse", "select", "choose_frames", "predict")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Settings, a file in configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: data, checkpoints, logs, report.")
@@ -20,8 +20,8 @@ flags.DEFINE_enum(
     "mode",
     "auto",
     MODES,
-    "auto does what is missing of pretrain, adapt, evaluate and report; flow writes flow files; choose_frames writes "
-    "held-out frames that are worth labelling.",
+    "auto does what is missing of pretrain, adapt, evaluate and report; flow writes flow files; select chooses a row "
+    "without labels; choose_frames writes held-out frames that are worth labelling.",
 )
 flags.DEFINE_string("input", None, "predict: a video file or a folder of frames.")
 flags.DEFINE_string("output", None, "predict: folder for class maps and overlays.")

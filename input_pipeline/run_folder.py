@@ -9,6 +9,7 @@ ROW/checkpoints/STEP/       one row of the results table: its checkpoints,
 ROW/metrics.jsonl           its log,
 ROW/evaluation.json         its scores
 analysis/                   networks side by side in feature space
+select.json                 which row --mode=select chose, and why
 to_label/                   frames to be labelled, classes.json, and masks
 report.{json,md,html}  frames/  video.mp4
 """
@@ -30,6 +31,7 @@ ANALYSIS = "analysis"
 ANALYSIS_RESULTS = "analysis.json"
 ANALYSIS_TEXT = "analysis.md"
 ANALYSIS_FILES = "files.json"
+SELECTION = "select.json"
 TO_LABEL = "to_label"
 REPORT_NUMBERS = "report.json"
 REPORT_TEXT = "report.md"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from input_pipeline import run_folder
-from input_pipeline.domains import domain_spec, with_own_video
+from input_pipeline.domains import domain_spec, open_domain, with_own_video
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_atomically
 from input_pipeline.labels import model_classes
@@ -18,6 +18,7 @@ from stpl_jax import (
     model_choice,
     preflight,
     processes,
+    selection,
     source_settings,
     to_label,
 )
@@ -162,6 +163,33 @@ def analyse(config, workdir, wanted=(), progress=print):
         analysis.analyse(config, workdir, analysis.find_checkpoints(config, workdir, wanted), progress)
         if any(run_folder.evaluation(workdir, row).is_file() for row in row_names(config)):
             report.write_report(config, workdir, progress)
+
+    processes.from_first(write)
+
+
+def select(config, workdir, progress=print):
+    """Chooses among the rows of the table that have a model, without labels; writes select.json. See `selection`.
+
+    Raises:
+      CheckpointError: there is none, or the row of `config.method` has none although others have.
+      UserError: `source_only` is not among them.
+    """
+    needs = DomainNeeds()
+    _estimate_flow(config, workdir, {"target": needs}, progress)
+
+    def write():
+        rows, left_out = model_choice.table_models(config, workdir)
+        source = open_domain(config, workdir, "target", needs, progress)
+        # As they are scored: a source model that was given may come from another size.
+        models = {
+            row: dataclasses.replace(prediction.load(path, tell=progress), size=source.spec.size)
+            for row, path in rows.items()
+        }
+        found = selection.select(models, source)
+        write_atomically(Path(workdir) / run_folder.SELECTION, json.dumps(found.as_json(), indent=1))
+        for line in (*found.lines(), *left_out):
+            progress(f"select  {line}")
+        progress(f"select  --mode=predict --row={found.chosen} applies it")
 
     processes.from_first(write)
 
