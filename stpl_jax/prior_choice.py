@@ -1,9 +1,12 @@
 """How much of the source's statistics to keep, chosen without labels: `batch_norm.choose_prior`.
 
-    C(α) = mean over pixels of -Σ_k p_k(x) · log p_k(mirrored x)        p: predictions with the blend of share α
+    C(α) = mean over pixels of -Σ_k p_k(x) · log p_k(mirrored x)  -  H(mean over pixels of p)
 
-is low where predictions are sure and the same in a mirror. Statistics of another domain cost both, and so do those of a
-drive whose contents are not the source's: on real drives C bends where mIoU does.
+with p the predictions under the blend of share α, is low where they are sure, the same in a mirror, and not all of one
+class: minus the mutual information between a pixel and its class, as its mirror image tells it (Ji et al., "Invariant
+Information Clustering", ICCV 2019, has it of two views as a loss). Statistics of another domain cost all three, and so
+do those of a drive whose contents are not the source's: C bends where mIoU does. Without the entropy of the mean a
+model that calls nearly everything one class, sure of it and steady, would be kept.
 """
 
 import jax
@@ -19,18 +22,19 @@ from stpl_jax.parallel import AXIS
 SHARES = np.linspace(0, 1, 5)
 
 
-def make_costs(segmenter):
-    """Builds what computes C of every one of `SHARES`, compiled for all devices.
+def make_measures(segmenter):
+    """Builds what `costs` is made of, for every one of `SHARES`, compiled for all devices.
 
     Args:
       segmenter: a `Network`.
 
     Returns:
       A function of replicated parameters and statistics (source, target), and a batch with `frames`
-      `[B, T, H, W, 3]` on each device, that returns `[len(SHARES)]` on each device, the mean over all.
+      `[B, T, H, W, 3]` on each device, that returns means over the pixels of all: the cross-entropy between a frame and
+      its mirror image `[len(SHARES)]`, and the probabilities `[len(SHARES), K]`; the same on each device.
     """
 
-    def costs(params, source, target, batch):
+    def measures(params, source, target, batch):
         frames = frames_first(batch["frames"][:, :1])
 
         def log_probabilities(share, frames):
@@ -39,14 +43,28 @@ def make_costs(segmenter):
             scores = segmenter.classify(params, features.replace(auxiliary=None)).main
             return jax.nn.log_softmax(scores.astype(jnp.float32), -1)
 
-        def cost(share):
+        def measure(share):
             direct, mirrored = log_probabilities(share, frames), mirror(log_probabilities(share, mirror(frames)))
-            return -(jnp.exp(direct) * mirrored).sum(-1).mean()
+            p = jnp.exp(direct)
+            return -(p * mirrored).sum(-1).mean(), p.reshape(-1, p.shape[-1]).mean(0)
 
         # One share after the other: the program is compiled once, and the memory is that of one.
-        return jax.lax.pmean(jax.lax.map(cost, jnp.asarray(SHARES, jnp.float32)), AXIS)
+        return jax.lax.pmean(jax.lax.map(measure, jnp.asarray(SHARES, jnp.float32)), AXIS)
 
-    return parallel.pmap(costs)
+    return parallel.pmap(measures)
+
+
+def costs(measures):
+    """Computes C.
+
+    Args:
+      measures: of `make_measures`, one pair for each batch of as many clips.
+
+    Returns:
+      `[len(SHARES)]`.
+    """
+    cross_entropy, mean = (np.mean(np.asarray(each, float), 0) for each in zip(*measures, strict=True))
+    return cross_entropy + (mean * np.log(np.where(mean > 0, mean, 1))).sum(-1)
 
 
 def lowest(costs):

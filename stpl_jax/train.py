@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from input_pipeline import run_folder
 from input_pipeline.labels import model_classes
@@ -166,12 +165,12 @@ def blended(config, segmenter, sources, variables, row, progress=print):
     source, target = state.extra["source"], state.extra["target"]
     prior, how = config.batch_norm.prior, ""
     if config.batch_norm.choose_prior:
-        params, costs = state.params["network"]["segmenter"], prior_choice.make_costs(segmenter)
+        params, measures = state.params["network"]["segmenter"], prior_choice.make_measures(segmenter)
         found = [
-            costs(params, source, target, batch["target"])
+            measures(params, source, target, batch["target"])
             for batch, _, _ in device_batches(config, method, sources, {}, steps)
         ]
-        each = np.mean([parallel.unreplicate(cost) for cost in found], 0)
+        each = prior_choice.costs([parallel.unreplicate(measure) for measure in found])
         prior = 1 - prior_choice.lowest(each)
         listed = (f"{1 - share:.0%} {cost:.3f}" for share, cost in zip(prior_choice.SHARES, each, strict=True))
         how = f"; chosen for the lowest cost: {', '.join(listed)}"
