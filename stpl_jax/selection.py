@@ -1,14 +1,15 @@
 """Which row of a run to apply, chosen without labels: `--mode=select`.
 
-    q(x) = mean of p_r(x) and of p_r(mirrored x), mirrored back, over the rows r with the source model's parameters
+    q(x) = mean of p_r(x) and of p_r(mirrored x), mirrored back, over the rows r with the source model's parameters,
+           with weights proportional to exp(-C_r / TEMPERATURE); C as `prior_choice` has it
     A_r  = share of pixels with argmax p_r = argmax q
 
 Rows that train nothing, the source model and blends of its statistics with the target's, err in different places, and
-their mean is better than most of them. The row that agrees with it most is chosen. A row that was trained may leave it
-for the better or the worse, and nobody can tell without labels; far from it is more often worse. Confidence, entropy or
-agreement under augmentation do not do: training makes any model sure of itself and steady. Nor does a vote of all rows:
-those that were adapted alike outvote the rest. (Ensemble agreement: Hu et al., "Towards Stable Model Selection in
-Unsupervised Domain Adaptation", 2023.)
+the mean of the better ones is better than most of them. The row that agrees with it most is chosen. A row that was
+trained may leave it for the better or the worse, and nobody can tell without labels; far from it is more often worse.
+C alone, confidence, or agreement under augmentation do not do for such rows: training makes any model sure of itself
+and steady. Nor does a vote of all rows: those that were adapted alike outvote the rest. (Agreement with an ensemble:
+Hu et al., "Towards Stable Model Selection in Unsupervised Domain Adaptation", 2023.)
 """
 
 import dataclasses
@@ -23,9 +24,14 @@ from input_pipeline.errors import UserError
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.evaluate import segment_clips
 from stpl_jax.ops.mirror import mirror, mirror_flow
+from stpl_jax.prior_choice import costs
 
 # Clips that are looked at, spread evenly over the set.
 MOST_CLIPS = 40
+# Nats of C that make e times the weight: rows that are much worse than the best do not count.
+TEMPERATURE = 0.02
+# Of a probability, before its logarithm is taken.
+_LEAST = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +41,15 @@ class Selection:
     Attributes:
       chosen: name of a row.
       agreement: row -> A, percent.
-      reference: rows whose mean prediction A is taken with.
+      reference: row -> its weight in the mean prediction that A is taken with.
+      cost: row -> C, of the same rows.
       clips: how many were looked at.
     """
 
     chosen: str
     agreement: dict[str, float]
-    reference: tuple[str, ...]
+    reference: dict[str, float]
+    cost: dict[str, float]
     clips: int
 
     def as_json(self):
@@ -51,12 +59,12 @@ class Selection:
     def lines(self):
         """Returns lines of text for a person, the chosen row first."""
         ranked = sorted(self.agreement, key=lambda row: (row != self.chosen, -self.agreement[row]))
-        of = f"of the pixels of {self.clips} clips"
-        return [
-            f"{row}  agrees with the mean of {', '.join(self.reference)} on {self.agreement[row]:.2f}% {of}"
-            + ("  <- chosen" if row == self.chosen else "")
+        weights = ", ".join(f"{row} {weight:.2f} (C {self.cost[row]:.3f})" for row, weight in self.reference.items())
+        agreement = [
+            f"{row}  agrees on {self.agreement[row]:.2f}%{'  <- chosen' if row == self.chosen else ''}"
             for row in ranked
         ]
+        return [f"compared with the mean of {weights} on the pixels of {self.clips} clips", *agreement]
 
 
 def select(models, source):
@@ -74,20 +82,37 @@ def select(models, source):
     """
     if SOURCE not in models:
         raise UserError(f"Rows are compared with {SOURCE}, and there is none among {', '.join(models)}: add it.")
-    reference = tuple(row for row in models if _same(models[row], models[SOURCE]))
+    untrained = [row for row in models if _same(models[row], models[SOURCE])]
     total = len(source)
     clips = np.unique(np.linspace(0, total - 1, min(MOST_CLIPS, total)).round().astype(int)).tolist()
+    measures = [
+        [np.stack(each) for each in zip(*(_measure(*pair) for pair in views.values()), strict=True)]
+        for views in _over(clips, source, {row: models[row] for row in untrained})
+    ]
+    cost = costs(measures)
+    weights = np.exp((cost.min() - cost) / TEMPERATURE)
+    weights /= weights.sum()
     agreeing = dict.fromkeys(models, 0.0)
-    for i in clips:
-        clip = read_clip(source, i, (0, 1), ((0, 1),), label=False)
-        views = {
-            row: _views(model.segmenter, model.variables, clip["frames"][None], clip["flow"][None], model.flow_scale)
-            for row, model in models.items()
-        }
-        labels = sum(sum(views[row]) for row in reference).argmax(-1)
+    for views in _over(clips, source, models):
+        labels = sum(weight * sum(views[row]) for row, weight in zip(untrained, weights, strict=True)).argmax(-1)
         for row, (direct, _) in views.items():
             agreeing[row] += 100 * float((direct.argmax(-1) == labels).mean()) / len(clips)
-    return Selection(max(agreeing, key=agreeing.get), agreeing, reference, len(clips))
+    each = (dict(zip(untrained, values.tolist(), strict=True)) for values in (weights, cost))
+    return Selection(max(agreeing, key=agreeing.get), agreeing, *each, len(clips))
+
+
+def _over(clips, source, models):
+    """Yields of each clip what `_views` says of it: row -> pair of arrays."""
+    for i in clips:
+        clip = read_clip(source, i, (0, 1), ((0, 1),), label=False)
+        frames, flow = clip["frames"][None], clip["flow"][None]
+        yield {row: _views(m.segmenter, m.variables, frames, flow, m.flow_scale) for row, m in models.items()}
+
+
+def _measure(direct, mirrored):
+    """What `costs` takes of one clip: cross-entropy between the views, and mean probabilities `[K]`."""
+    mean = direct.reshape(-1, direct.shape[-1]).mean(0)
+    return -(direct * jnp.log(jnp.maximum(mirrored, _LEAST))).sum(-1).mean(), mean
 
 
 def _same(model, other):

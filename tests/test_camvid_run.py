@@ -117,6 +117,12 @@ def test_a_prior_blends_the_statistics_once_and_training_keeps_them(config, tmp_
     jax.tree.map(close, untrained["batch_stats"], blend["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, untrained["params"], source["params"])
     assert not tree_equal(blend["batch_stats"], source["batch_stats"])
+    modes.select(config, tmp_path / "run", lines.append)
+    found = json.loads((tmp_path / "run" / "select.json").read_text())
+    assert set(found["agreement"]) == {"source_only", "alpha_bn", "blend", "self_training"}
+    assert set(found["reference"]) == set(found["cost"]) == {"source_only", "alpha_bn", "blend"}
+    assert lines[-1] == f"select  --mode=predict --row={found['chosen']} applies it"
+    assert found["chosen"] == max(found["agreement"], key=found["agreement"].get)
 
 
 def test_a_prior_is_chosen_without_labels(config, tmp_path, monkeypatch):

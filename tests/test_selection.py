@@ -75,17 +75,31 @@ def predicted(row, frames, flow):
     return softmax((2 * current + earlier + flow[..., :1] / 10 * np.arange(CLASSES)) / 3)
 
 
+def plain_costs(rows, clips, which):
+    found = []
+    for row in rows.values():
+        seen, cross = [], []
+        for i in which:
+            p, m = both_views(row, clips, i)
+            cross.append(np.mean([-(p[y, x] * np.log(m[y, x])).sum() for y, x in np.ndindex(SIZE)]))
+            seen.append(p)
+        mean = np.mean(seen, (0, 1, 2))
+        found.append(np.mean(cross) + sum(mean * np.log(mean)))
+    return found
+
+
+def both_views(row, clips, i):
+    frames, flow = clips.frames[i], clips.flow[i, 0]
+    mirrored_flow = flow[:, ::-1] * np.array([-1, 1])
+    return predicted(row, frames, flow), predicted(row, frames[:, :, ::-1], mirrored_flow)[:, ::-1]
+
+
 def plain(rows, clips, which, reference):
     agreeing = {row: [] for row in rows}
     for i in which:
-        frames, flow = clips.frames[i], clips.flow[i, 0]
-        mirrored_flow = flow[:, ::-1] * np.array([-1, 1])
-        total = sum(
-            predicted(rows[r], frames, flow) + predicted(rows[r], frames[:, :, ::-1], mirrored_flow)[:, ::-1]
-            for r in reference
-        )
+        total = sum(weight * sum(both_views(rows[row], clips, i)) for row, weight in reference.items())
         for row in rows:
-            same = predicted(rows[row], frames, flow).argmax(-1) == total.argmax(-1)
+            same = both_views(rows[row], clips, i)[0].argmax(-1) == total.argmax(-1)
             agreeing[row].append(same.mean())
     return {row: 100 * np.mean(values) for row, values in agreeing.items()}
 
@@ -94,16 +108,23 @@ def test_the_row_that_agrees_most_with_untrained_ones_is_chosen(clips):
     rows = models()
     found = selection.select(rows, clips.frames)
     # Spread evenly over the set, its ends included.
-    assert clips.read == np.unique(np.round(np.linspace(0, CLIPS - 1, 40)).astype(int)).tolist()
-    assert found.reference == ("source_only", "alpha_bn", "bn_statistics") and found.clips == 40
-    expected = plain(rows, clips, clips.read, found.reference)
+    which = np.unique(np.round(np.linspace(0, CLIPS - 1, 40)).astype(int)).tolist()
+    assert clips.read == 2 * which and found.clips == 40
+    untrained = ("source_only", "alpha_bn", "bn_statistics")
+    cost = np.array(plain_costs({row: rows[row] for row in untrained}, clips, which))
+    weights = np.exp(-cost / selection.TEMPERATURE) / np.exp(-cost / selection.TEMPERATURE).sum()
+    assert found.cost == pytest.approx(dict(zip(untrained, cost, strict=True)), abs=1e-5)
+    assert found.reference == pytest.approx(dict(zip(untrained, weights, strict=True)), abs=1e-3)
+    assert max(weights) < 0.9, "more than one row counts"
+    expected = plain(rows, clips, which, found.reference)
     assert found.agreement == pytest.approx(expected, abs=1e-3)
     assert found.chosen == max(expected, key=expected.get)
     assert found.agreement["naive"] < found.agreement["stpl"]
     assert json.loads(json.dumps(found.as_json()))["chosen"] == found.chosen
     lines = found.lines()
-    assert lines[0].startswith(f"{found.chosen}  agrees") and lines[0].endswith("<- chosen")
-    assert len(lines) == len(rows) and lines[-1].startswith("naive")
+    assert lines[0].startswith("compared with the mean of source_only 0.")
+    assert lines[1].startswith(f"{found.chosen}  agrees") and lines[1].endswith("<- chosen")
+    assert len(lines) == 1 + len(rows) and lines[-1].startswith("naive")
 
 
 def test_a_source_model_alone_is_chosen(clips):
