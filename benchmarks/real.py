@@ -10,8 +10,9 @@ after that. Learning rates are those of configs/camvid.py, which `--tune` chose:
 `CHOSEN_ON` alone, with a seed that the table does not use. That drive is shown apart.
 
 Each drive and seed is one working directory, `<workdir>/<source>-<size>/<drive>/seed<N>`: a row that is done there is
-not run again, and one that was stopped goes on. Writes `real.md`, `.csv` and `.json` (`--tune`: `real_tuning.md` and
-`.json`) into `--results`: those of the project for the whole table, and the working directory for parts of it.
+not run again, and one that was stopped goes on. Then one of `CANDIDATES` is chosen without labels. Writes `real.md`,
+`.csv` and `.json` (`--tune`: `real_tuning.md` and `.json`) into `--results`: those of the project for the whole table,
+and the working directory for parts of it.
 """
 
 import csv
@@ -34,6 +35,8 @@ DRIVES = ("0001TP", "0006R0", "0016E5", "0016E5_dense")
 CHOSEN_ON, CHOSEN_WITH = "0006R0", 100
 RATES = ("1e-5", "1e-4", "1e-3")
 CONTROLS = ("source_only", "bn_statistics", "alpha_bn")
+# Among these one is chosen without labels.
+CANDIDATES = ("source_only", "alpha_bn_25", "alpha_bn", "alpha_bn_75", "bn_statistics", "blend", "stpl_plus")
 ROWS = (*CONTROLS, "alpha_bn_25", "alpha_bn_75", "blend", "ubna", "cbna", *camvid.LEARNING_RATES)
 
 
@@ -60,11 +63,8 @@ def run_rows(workdir, drive, seed, rows, arguments, flags=()):
     for row in rows:
         if run_folder.evaluation(workdir, row).is_file():
             continue
-        command = [sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}"]
-        command += [f"--config.init_from={arguments.source}", f"--config.data.target.raw_dir={arguments.camvid}"]
-        command += [f"--config.data.target.drive={drive}", f"--config.method={row}", "--config.compare_with=()"]
-        command += [f"--config.data.prepared_dir={arguments.workdir / drive / 'data'}", "--config.report.frames=0"]
-        result = subprocess.run([*command, *flags], stderr=subprocess.PIPE, text=True)
+        command = [*_command(workdir, drive, seed, row, (), arguments), *flags]
+        result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if result.returncode and "NonFiniteLoss" not in result.stderr:
             raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
     found = {row: run_folder.evaluation(workdir, row) for row in rows}
@@ -72,6 +72,41 @@ def run_rows(workdir, drive, seed, rows, arguments, flags=()):
     for row, record in records.items():
         _check_rate(workdir, row, record, flags)
     return records
+
+
+def _command(workdir, drive, seed, row, others, arguments):
+    """main.py's command line for a row of one drive and seed, beside other rows."""
+    return [
+        *(sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.seed={seed}"),
+        *(f"--config.init_from={arguments.source}", f"--config.data.target.raw_dir={arguments.camvid}"),
+        *(f"--config.data.target.drive={drive}", f"--config.method={row}", f"--config.compare_with={tuple(others)}"),
+        *(f"--config.data.prepared_dir={arguments.workdir / drive / 'data'}", "--config.report.frames=0"),
+    ]
+
+
+def choose(workdir, drive, seed, records, arguments, flags=()):
+    """Chooses among the candidates that are there, without labels, by `main.py --mode=select`.
+
+    Args:
+      workdir, drive, seed, arguments, flags: as `run_rows` takes them.
+      records: row -> content of `evaluation.json`, or None.
+
+    Returns:
+      Name of the row that is chosen; None where there is nothing to choose from.
+    """
+    rows = [row for row in CANDIDATES if records.get(row)]
+    if len(rows) < 2:
+        return None
+    path = workdir / run_folder.SELECTION
+    found = read_json(path, "Remove it.")
+    if found is None or set(found["agreement"]) != set(rows):
+        *others, last = rows
+        command = [*_command(workdir, drive, seed, last, others, arguments), "--mode=select", *flags]
+        result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if result.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr}")
+        found = read_json(path, "Remove it.")
+    return found["chosen"]
 
 
 def check_same_inputs(arguments, flags):
@@ -133,6 +168,43 @@ def summarise(runs, rows):
     return lines
 
 
+def regrets(runs, chosen):
+    """Compares the rows that were chosen without labels with the best candidates.
+
+    Args:
+      runs: as `summarise` takes them.
+      chosen: drive -> seed -> row, of `choose`.
+
+    Returns:
+      List of dicts, one a drive and seed: `drive`, `seed`, `chosen` and `best` (rows), `miou`, `regret`.
+    """
+    found = []
+    for drive, seeds in runs.items():
+        for seed, records in seeds.items():
+            row, there = chosen[drive][seed], {r: records[r]["last"]["miou"] for r in CANDIDATES if records.get(r)}
+            if row:
+                best = max(there, key=there.get)
+                regret = there[best] - there[row]
+                found.append(dict(drive=drive, seed=seed, chosen=row, miou=there[row], best=best, regret=regret))
+    return found
+
+
+def regret_table(found):
+    """Sets what `regrets` found as Markdown, a line for each drive."""
+    lines = []
+    for drive in dict.fromkeys(line["drive"] for line in found):
+        here = [line for line in found if line["drive"] == drive]
+        rows = (", ".join(dict.fromkeys(line[key] for line in here)) for key in ("chosen", "best"))
+        each = [line["regret"] for line in here]
+        lines.append((drive, *rows, _cell([line["miou"] for line in here]), _cell(each), f"{max(each):.1f}"))
+    head = ("drive", "chosen", "best", "mIoU of the chosen", "regret", "worst regret")
+    text = (
+        f"One of {', '.join(CANDIDATES)}, chosen without labels by `--mode=select`; regret: the best of their mIoU on "
+        "the same seed, less its own:"
+    )
+    return f"{text}\n\n{measure.markdown(head, lines)}"
+
+
 def _differences(seeds, row, control):
     pairs = [(by_row[row], by_row.get(control)) for by_row in seeds]
     return [a["last"]["miou"] - b["last"]["miou"] if a and b else None for a, b in pairs]
@@ -151,8 +223,8 @@ def _cell(values, sign=""):
     return f"{statistics.mean(values):{sign}.1f}{spread}"
 
 
-def markdown(lines, seeds, size, command):
-    """Sets the lines of `summarise` as Markdown: mIoU by drive, differences, IoU by class."""
+def markdown(lines, seeds, size, command, choices=()):
+    """Sets the lines of `summarise`, and of `regrets`, as Markdown: mIoU by drive, differences, IoU by class."""
     rows, drives = (list(dict.fromkeys(line[key] for line in lines)) for key in ("row", "drive"))
     by_drive = {(line["drive"], line["row"]): line for line in lines}
     counted = [drive for drive in drives if drive != CHOSEN_ON]
@@ -197,6 +269,7 @@ def markdown(lines, seeds, size, command):
         + "Differences are taken on the same drive and seed; the worst is that of all drives and seeds. Seconds: of "
         "training before scoring, without compilation, mean over drives.",
         measure.markdown(head, [line_of(row) for row in rows]),
+        *([regret_table(choices)] if choices else []),
         f"IoU of each class, mean over {', '.join(counted or drives)}:",
         measure.markdown(("row", *classes), [by_class(row) for row in rows]),
         f"    {command}",
@@ -279,15 +352,17 @@ def main():
         tune(arguments, flags)
         return
     rows, seeds = tuple(dict.fromkeys((*CONTROLS, *arguments.rows))), range(1, arguments.seeds + 1)
-    runs = {drive: {} for drive in arguments.drives}
+    runs, chosen = ({drive: {} for drive in arguments.drives} for _ in range(2))
     for seed in seeds:  # a seed for all drives, and then the next: what is there is a table early on
         for drive in arguments.drives:
             workdir = arguments.workdir / drive / f"seed{seed}"
             runs[drive][seed] = run_rows(workdir, drive, seed, rows, arguments, flags)
-    lines = summarise(runs, rows)
+            chosen[drive][seed] = choose(workdir, drive, seed, runs[drive][seed], arguments, flags)
+    lines, choices = summarise(runs, rows), regrets(runs, chosen)
     command = " ".join(["python -m benchmarks.real", *sys.argv[1:]])
-    text = markdown(lines, seeds, arguments.size, command)
+    text = markdown(lines, seeds, arguments.size, command, choices)
     content = {"command": command, "seeds": list(seeds), "size": list(arguments.size), "lines": lines}
+    content["choices"] = choices
     measure.write("real", content, arguments.results)
     write_atomically(arguments.results / "real.csv", comma_separated(lines, seeds))
     write_atomically(arguments.results / "real.md", text)

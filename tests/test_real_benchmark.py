@@ -101,8 +101,48 @@ def test_rows_are_run_one_by_one_and_once(tmp_path, monkeypatch):
         real.run_rows(workdir, "Seq05VD", 2, ("stpl",), arguments)
 
 
+def test_one_of_the_candidates_is_chosen_once(tmp_path, monkeypatch):
+    calls, answer = [], {"chosen": "alpha_bn", "agreement": {"source_only": 80.0, "alpha_bn": 90.0}}
+
+    def run(command, stderr, text):
+        calls.append(command)
+        (workdir / "select.json").write_text(json.dumps(answer))
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    arguments = SimpleNamespace(camvid=tmp_path / "camvid", source=tmp_path / "model", workdir=tmp_path)
+    workdir, records = tmp_path, {"source_only": record(30), "stpl": record(50), "blend": None, "alpha_bn": record(31)}
+    for _ in range(2):
+        assert real.choose(workdir, "0001TP", 1, records, arguments, ("--config.x=1",)) == "alpha_bn"
+    (command,) = calls
+    wanted = {"--mode=select", "--config.method=alpha_bn", "--config.compare_with=('source_only',)", "--config.x=1"}
+    assert wanted <= set(command)
+    answer["agreement"]["blend"] = 95.0
+    real.choose(workdir, "0001TP", 1, records | {"blend": record(33)}, arguments)
+    assert len(calls) == 2, "another candidate, another choice"
+    assert real.choose(workdir, "0001TP", 1, {"source_only": record(30), "stpl": record(50)}, arguments) is None
+    monkeypatch.setattr(subprocess, "run", lambda *a, **b: SimpleNamespace(returncode=1, stderr="out of memory"))
+    with pytest.raises(SystemExit, match="out of memory"):
+        real.choose(workdir, "0001TP", 1, records, arguments)
+
+
+def test_regret_is_taken_among_the_candidates(runs):
+    chosen = {"0001TP": {1: "alpha_bn", 2: "source_only"}, "0016E5": {1: "alpha_bn", 2: "alpha_bn"}}
+    chosen["0006R0"] = {1: None, 2: None}
+    found = real.regrets(runs, chosen)
+    # stpl, 44, is no candidate.
+    assert [(line["drive"], line["seed"], line["best"], line["regret"]) for line in found] == [
+        ("0001TP", 1, "alpha_bn", 0), ("0001TP", 2, "alpha_bn", 18), ("0016E5", 1, "alpha_bn", 0),
+        ("0016E5", 2, "alpha_bn", 0),
+    ]  # fmt: skip
+    text = real.markdown(real.summarise(runs, ROWS), (1, 2), (360, 480), "", found)
+    assert "| 0001TP | alpha_bn, source_only | alpha_bn | 30.0 ± 14.1 | 9.0 ± 12.7 | 18.0 |" in text
+    assert "regret" not in real.markdown(real.summarise(runs, ROWS), (1, 2), (360, 480), "")
+
+
 def test_every_row_exists_and_those_that_learn_have_a_rate():
     rows = camvid.get_config().rows
+    assert set(real.CANDIDATES) <= set(real.ROWS)
     assert len(set(real.ROWS)) == len(real.ROWS) and set(real.ROWS) <= set(METHODS) | set(rows)
     assert set(camvid.LEARNING_RATES) <= set(real.ROWS)
     still = set(real.ROWS) - set(camvid.LEARNING_RATES)
