@@ -459,6 +459,9 @@ def get_config():
         )
     )
     config.rows.oracle = ConfigDict(config.rows.source_only.to_dict())
+    for percent in (25, 75):
+        alpha = dict(alpha_bn=dict(alpha=percent / 100))
+        config.rows[f"alpha_bn_{percent}"] = ConfigDict(dict(method="alpha_bn", methods=alpha))
     # Nothing is trained: one step, which leaves a checkpoint.
     config.rows.blend = ConfigDict(dict(batch_norm=dict(choose_prior=True), optim=dict(steps=1, decay_steps=1)))
     config.rows.ubna = ConfigDict(dict(optim=dict(steps=50)))  # its momentum is 2% of the first one by then

@@ -67,9 +67,8 @@ def get_config():
     statistics = dict(clips_per_device=4, optim=dict(steps=30))
     for name in ("bn_statistics", "alpha_bn"):
         config.rows[name] = ConfigDict(statistics)
+    for name in ("alpha_bn_25", "alpha_bn_75"):
+        config.rows[name].update(ConfigDict(statistics))
     config.rows.ubna.clips_per_device = 4
     config.rows.blend.clips_per_device = 4
-    for percent in (25, 75):
-        alpha = dict(alpha_bn=dict(alpha=percent / 100))
-        config.rows[f"alpha_bn_{percent}"] = ConfigDict(dict(method="alpha_bn", methods=alpha, **statistics))
     return config

@@ -1,7 +1,8 @@
 """The paper's Tables 1-5 on the embedded benchmark: every row on every seed, beside the paper's figures.
 
-Tables 6 and 7 are not in the paper. 6: every source-free row, and by how much `stpl_plus` is above it on the same seed.
-7: STPL in bfloat16 beside float32.
+Tables 6 to 9 are not in the paper. 6: every source-free row, and by how much `stpl_plus` is above it on the same seed.
+7: STPL in bfloat16 beside float32. 8 and 9: mIoU against the share of the target's statistics, nothing trained, on both
+versions of the generated worlds.
 
     python -m experiments.tables --table=3 --seeds=3
     python -m experiments.tables --table=3 --seeds=3 --first-seed=100 --results=runs/development
@@ -73,6 +74,15 @@ SOURCE = Row("source_only", "Source-only", 37.1)
 # Nothing is trained: the video's statistics, and half of them with half of the source model's.
 CONTROLS = (Row("bn_statistics", "Batch statistics alone (control)"), Row("alpha_bn", "α-BN, α = 0.5 (control)"))
 ORACLE = Row("oracle", "Oracle", 69.9)
+SHARES = (
+    Row("source_only", "Source-only"),
+    Row("alpha_bn_25", "α-BN, α = 0.25"),
+    Row("alpha_bn", "α-BN, α = 0.5"),
+    Row("alpha_bn_75", "α-BN, α = 0.75"),
+    Row("bn_statistics", "Batch statistics alone"),
+    Row("blend", "Blend, its share chosen without labels"),
+    Row("oracle", "Oracle"),
+)
 OBJECTIVES = (
     Row("self_training", "Vanilla self-training", 45.4),
     Row("duplicate", "Duplicate CL", 45.7),
@@ -165,6 +175,8 @@ TABLES = {
         ),
         compared="stpl_bfloat16",
     ),
+    8: Table("Share of the target's statistics, mIoU: worlds of version 1", "configs/synthetic.py", SHARES),
+    9: Table("Share of the target's statistics, mIoU: worlds of version 2", "configs/synthetic_drive.py", SHARES),
 }
 
 
