@@ -99,7 +99,8 @@ def choose(workdir, drive, seed, records, arguments, flags=()):
         return None
     path = workdir / run_folder.SELECTION
     found = read_json(path, "Remove it.")
-    if found is None or set(found["agreement"]) != set(rows):
+    scored = max(run_folder.evaluation(workdir, row).stat().st_mtime_ns for row in rows)
+    if found is None or set(found["agreement"]) != set(rows) or path.stat().st_mtime_ns < scored:
         *others, last = rows
         command = [*_command(workdir, drive, seed, last, others, arguments), "--mode=select", *flags]
         result = subprocess.run(command, stderr=subprocess.PIPE, text=True)

@@ -185,7 +185,7 @@ def select(config, workdir, progress=print):
             row: dataclasses.replace(prediction.load(path, tell=progress), size=source.spec.size)
             for row, path in rows.items()
         }
-        found = selection.select(models, source)
+        found = selection.select(models, source, progress)
         write_atomically(Path(workdir) / run_folder.SELECTION, json.dumps(found.as_json(), indent=1))
         for line in (*found.lines(), *left_out):
             progress(f"select  {line}")

@@ -44,9 +44,7 @@ def make_measures(segmenter):
             return jax.nn.log_softmax(scores.astype(jnp.float32), -1)
 
         def measure(share):
-            direct, mirrored = log_probabilities(share, frames), mirror(log_probabilities(share, mirror(frames)))
-            p = jnp.exp(direct)
-            return -(p * mirrored).sum(-1).mean(), p.reshape(-1, p.shape[-1]).mean(0)
+            return measure_views(log_probabilities(share, frames), mirror(log_probabilities(share, mirror(frames))))
 
         # One share after the other: the program is compiled once, and the memory is that of one.
         return jax.lax.pmean(jax.lax.map(measure, jnp.asarray(SHARES, jnp.float32)), AXIS)
@@ -54,14 +52,27 @@ def make_measures(segmenter):
     return parallel.pmap(measures)
 
 
-def costs(measures):
-    """Computes C.
+def measure_views(direct, mirrored):
+    """Measures how a network sees frames and their mirror images.
 
     Args:
-      measures: of `make_measures`, one pair for each batch of as many clips.
+      direct, mirrored: log probabilities `[..., K]` of the frames, and of their mirror images, mirrored back.
 
     Returns:
-      `[len(SHARES)]`.
+      Means over the pixels: the cross-entropy between the two, a scalar, and the probabilities `[K]`.
+    """
+    p = jnp.exp(direct)
+    return -(p * mirrored).sum(-1).mean(), p.reshape(-1, p.shape[-1]).mean(0)
+
+
+def costs(measures):
+    """Computes C of several networks.
+
+    Args:
+      measures: for each batch of as many clips a pair, what `measure_views` says of N networks: `[N]` and `[N, K]`.
+
+    Returns:
+      `[N]`.
     """
     cross_entropy, mean = (np.mean(np.asarray(each, float), 0) for each in zip(*measures, strict=True))
     return cross_entropy + (mean * np.log(np.where(mean > 0, mean, 1))).sum(-1)

@@ -21,17 +21,16 @@ import numpy as np
 
 from input_pipeline.clips import read_clip
 from input_pipeline.errors import UserError
+from input_pipeline.progress import Progress
 from stpl_jax.checkpoint_places import SOURCE
 from stpl_jax.evaluate import segment_clips
 from stpl_jax.ops.mirror import mirror, mirror_flow
-from stpl_jax.prior_choice import costs
+from stpl_jax.prior_choice import costs, measure_views
 
 # Clips that are looked at, spread evenly over the set.
 MOST_CLIPS = 40
 # Nats of C that make e times the weight: rows that are much worse than the best do not count.
 TEMPERATURE = 0.02
-# Of a probability, before its logarithm is taken.
-_LEAST = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +66,13 @@ class Selection:
         return [f"compared with the mean of {weights} on the pixels of {self.clips} clips", *agreement]
 
 
-def select(models, source):
+def select(models, source, progress=print):
     """Chooses among networks by what they predict on clips without labels.
 
     Args:
       models: row -> `predict.Model`, all of the same classes; `source_only` among them.
       source: `ClipSource`, with x_t, x_{t-1} and the flow between them.
+      progress: called with lines of text now and then.
 
     Returns:
       A `Selection`. Of rows that agree alike the first is chosen.
@@ -85,34 +85,30 @@ def select(models, source):
     untrained = [row for row in models if _same(models[row], models[SOURCE])]
     total = len(source)
     clips = np.unique(np.linspace(0, total - 1, min(MOST_CLIPS, total)).round().astype(int)).tolist()
+    told = Progress(progress, "select: clips", 2 * len(clips))
     measures = [
-        [np.stack(each) for each in zip(*(_measure(*pair) for pair in views.values()), strict=True)]
-        for views in _over(clips, source, {row: models[row] for row in untrained})
+        [np.stack(each) for each in zip(*(measure_views(*pair) for pair in views.values()), strict=True)]
+        for views in _over(clips, source, {row: models[row] for row in untrained}, told)
     ]
     cost = costs(measures)
     weights = np.exp((cost.min() - cost) / TEMPERATURE)
     weights /= weights.sum()
     agreeing = dict.fromkeys(models, 0.0)
-    for views in _over(clips, source, models):
-        labels = sum(weight * sum(views[row]) for row, weight in zip(untrained, weights, strict=True)).argmax(-1)
+    for views in _over(clips, source, models, told):
+        labels = sum(w * sum(map(np.exp, views[row])) for row, w in zip(untrained, weights, strict=True)).argmax(-1)
         for row, (direct, _) in views.items():
             agreeing[row] += 100 * float((direct.argmax(-1) == labels).mean()) / len(clips)
     each = (dict(zip(untrained, values.tolist(), strict=True)) for values in (weights, cost))
     return Selection(max(agreeing, key=agreeing.get), agreeing, *each, len(clips))
 
 
-def _over(clips, source, models):
+def _over(clips, source, models, told):
     """Yields of each clip what `_views` says of it: row -> pair of arrays."""
     for i in clips:
         clip = read_clip(source, i, (0, 1), ((0, 1),), label=False)
         frames, flow = clip["frames"][None], clip["flow"][None]
         yield {row: _views(m.segmenter, m.variables, frames, flow, m.flow_scale) for row, m in models.items()}
-
-
-def _measure(direct, mirrored):
-    """What `costs` takes of one clip: cross-entropy between the views, and mean probabilities `[K]`."""
-    mean = direct.reshape(-1, direct.shape[-1]).mean(0)
-    return -(direct * jnp.log(jnp.maximum(mirrored, _LEAST))).sum(-1).mean(), mean
+        told.step()
 
 
 def _same(model, other):
@@ -123,10 +119,10 @@ def _same(model, other):
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "flow_scale"))
 def _views(segmenter, variables, frames, flow, flow_scale):
-    """Class probabilities `[1, h, w, K]` of a clip and, mirrored back, of its mirror image."""
+    """Log probabilities `[1, h, w, K]` of a clip and, mirrored back, of its mirror image."""
 
-    def probabilities(frames, flow):
+    def log_probabilities(frames, flow):
         scores = segment_clips(segmenter, variables, frames, flow, flow_scale)[0]
-        return jax.nn.softmax(scores.astype(jnp.result_type(float)), -1)
+        return jax.nn.log_softmax(scores.astype(jnp.result_type(float)), -1)
 
-    return probabilities(frames, flow), mirror(probabilities(mirror(frames), mirror_flow(flow)))
+    return log_probabilities(frames, flow), mirror(log_probabilities(mirror(frames), mirror_flow(flow)))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,10 @@ def test_one_of_the_candidates_is_chosen_once(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     arguments = SimpleNamespace(camvid=tmp_path / "camvid", source=tmp_path / "model", workdir=tmp_path)
     workdir, records = tmp_path, {"source_only": record(30), "stpl": record(50), "blend": None, "alpha_bn": record(31)}
+    for row in ("source_only", "alpha_bn", "blend"):
+        (workdir / row).mkdir()
+        (workdir / row / "evaluation.json").write_text("{}")
+        os.utime(workdir / row / "evaluation.json", ns=(0, 0))
     for _ in range(2):
         assert real.choose(workdir, "0001TP", 1, records, arguments, ("--config.x=1",)) == "alpha_bn"
     (command,) = calls
@@ -120,6 +125,9 @@ def test_one_of_the_candidates_is_chosen_once(tmp_path, monkeypatch):
     answer["agreement"]["blend"] = 95.0
     real.choose(workdir, "0001TP", 1, records | {"blend": record(33)}, arguments)
     assert len(calls) == 2, "another candidate, another choice"
+    os.utime(workdir / "blend" / "evaluation.json", ns=(2**62, 2**62))
+    real.choose(workdir, "0001TP", 1, records | {"blend": record(33)}, arguments)
+    assert len(calls) == 3, "a candidate was run anew"
     assert real.choose(workdir, "0001TP", 1, {"source_only": record(30), "stpl": record(50)}, arguments) is None
     monkeypatch.setattr(subprocess, "run", lambda *a, **b: SimpleNamespace(returncode=1, stderr="out of memory"))
     with pytest.raises(SystemExit, match="out of memory"):

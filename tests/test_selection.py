@@ -106,7 +106,9 @@ def plain(rows, clips, which, reference):
 
 def test_the_row_that_agrees_most_with_untrained_ones_is_chosen(clips):
     rows = models()
-    found = selection.select(rows, clips.frames)
+    lines = []
+    found = selection.select(rows, clips.frames, lines.append)
+    assert lines[-1].startswith("select: clips: 80/80, ")
     # Spread evenly over the set, its ends included.
     which = np.unique(np.round(np.linspace(0, CLIPS - 1, 40)).astype(int)).tolist()
     assert clips.read == 2 * which and found.clips == 40

@@ -56,7 +56,8 @@ class WorldSpec:
       target_train_clips: target clips to adapt on; labelled too, for the oracle.
       target_val_clips: target clips to score on.
       video_frames: length of one more target video, without labels, to look at.
-      gap: `(least, most)` strength of the real look, drawn for each target scene; 0 is the game's look.
+      gap: `(least, most)` strength of the real look, drawn for each target scene, in version 2 once for the drive; 0
+        is the game's look.
       workers: processes; 0 takes one for each core.
       version: "1": the target's streets are like the source's, each in a look of its own about one colour cast. "2":
         the target is one drive, at another place with another camera, its frames compressed; see `places`.
