@@ -172,7 +172,7 @@ def select(config, workdir, progress=print):
 
     Raises:
       CheckpointError: there is none, or the row of `config.method` has none although others have.
-      UserError: `source_only` is not among them.
+      UserError: `source_only` has no model.
     """
     needs = DomainNeeds()
     _estimate_flow(config, workdir, {"target": needs}, progress)

@@ -78,10 +78,13 @@ def select(models, source, progress=print):
       A `Selection`. Of rows that agree alike the first is chosen.
 
     Raises:
-      UserError: there is no row `source_only`.
+      UserError: `source_only` has no model.
     """
     if SOURCE not in models:
-        raise UserError(f"Rows are compared with {SOURCE}, and there is none among {', '.join(models)}: add it.")
+        raise UserError(
+            f"Rows are compared with {SOURCE}, which has no model; there are {', '.join(models)}. Train it or name "
+            "the model that they were adapted from: --config.init_from=CHECKPOINT."
+        )
     untrained = [row for row in models if _same(models[row], models[SOURCE])]
     total = len(source)
     clips = np.unique(np.linspace(0, total - 1, min(MOST_CLIPS, total)).round().astype(int)).tolist()

@@ -90,7 +90,8 @@ def optional(rule):
 
 def rising(rule):
     """(smallest, largest), both of which follow a rule."""
-    return Rule(f"(smallest, largest), each {rule.expected}", lambda v: each(rule, 2).holds(v) and v[0] <= v[1])
+    expected = f"(smallest, largest), each {rule.expected}, the first not above the second"
+    return Rule(expected, lambda v: each(rule, 2).holds(v) and v[0] <= v[1])
 
 
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))

@@ -138,7 +138,7 @@ def test_a_source_model_alone_is_chosen(clips):
 def test_without_a_source_model_there_is_nothing_to_compare_with(clips):
     rows = models()
     del rows["source_only"]
-    with pytest.raises(UserError, match="compared with source_only, and there is none among alpha_bn, bn_statistics"):
+    with pytest.raises(UserError, match="source_only, which has no model; there are alpha_bn, bn_statistics"):
         selection.select(rows, clips.frames)
 
 

@@ -221,8 +221,8 @@ def _is_finished(content, root):
         keys = sorted(key for key in content.keys() | found.keys() if content.get(key) != found.get(key))
         changes = [f"{key} is {found.get(key)!r} there and {content.get(key)!r} here" for key in keys]
         raise UserError(
-            f"{root} holds another generated world: {', '.join(capped(changes))}. Give another folder, or delete this "
-            "one."
+            f"{root} holds another generated world: {', '.join(capped(changes))}. Give another folder, or delete "
+            f"{root}."
         )
     others = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
     if others:
